@@ -458,3 +458,4 @@ MODEL_FAMILIES.register_lazy("zimage", "riebench.models.families.tokens.zimage.f
 MODEL_FAMILIES.register_lazy("pixart", "riebench.models.families.tokens.cross_attention.pixart.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sana", "riebench.models.families.tokens.cross_attention.sana.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sana-sprint", "riebench.models.families.tokens.cross_attention.sana.family:SPRINT_FAMILY")
+MODEL_FAMILIES.register_lazy("qwen", "riebench.models.families.tokens.qwen.family:FAMILY")

@@ -52,6 +52,10 @@ def place(pipe: Any, family: Family, device: str, options: ModelOptions, shown: 
             )
         denoiser.set_attention_slice("max")
     if options.channels_last:
+        if any(value.dim() == 5 for value in pipe.vae.parameters()):
+            raise RiebenchError(
+                f"--channels-last is for pictures; the autoencoder of {shown} is one of films; leave it out"
+            )
         for part in (denoiser, pipe.vae):
             part.to(memory_format=torch.channels_last)
     if options.vae_slicing:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from case_pixart import pixart_cases
+from case_qwen import qwen_cases
 from case_sana import sana_cases
 from case_sd import sd_cases
 from case_sd3 import sd3_cases
@@ -120,6 +121,7 @@ CASES = (
     *zimage_cases(Case),
     *sana_cases(Case, STEPS), *pixart_cases(Case, STEPS),
     *sd_cases(Case),
+    *qwen_cases(Case),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

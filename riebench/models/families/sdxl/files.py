@@ -83,7 +83,6 @@ OTHER_PIPELINES = {
 OTHER_REPOSITORIES = {
     "stabilityai/stable-diffusion-xl-refiner": "the SDXL refiner",
     "stabilityai/sdxl-vae": "an autoencoder alone, for --vae",
-    "Qwen/Qwen-Image": "Qwen-Image",
     "ByteDance/SDXL-Lightning": "U-Nets alone, for --unet",
 }
 """Beginning of a hub id -> what lies there instead of a model of this family."""

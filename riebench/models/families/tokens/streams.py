@@ -54,6 +54,10 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
         "image": StreamPlace("hidden_states", 0, 1),
         "text": StreamPlace("encoder_hidden_states", 1, 0),
     },
+    "QwenImageTransformerBlock": {
+        "image": StreamPlace("hidden_states", 0, 1),
+        "text": StreamPlace("encoder_hidden_states", 1, 0),
+    },
     # Image and text tokens in one sequence, which the family's own sites divide.
     "ZImageTransformerBlock": {"image": StreamPlace("x", 0, None)},
     "BasicTransformerBlock": {"image": StreamPlace("hidden_states", 0, None)},
@@ -239,3 +243,40 @@ def joint_attention(
     query, key = rotate(query, key)
     products = torch.einsum("bphc,bthc->bhpt", query.float(), key.float())
     return torch.softmax(products * query.shape[-1] ** -0.5, dim=-1).mean(1)
+
+
+def head_vectors(values: Tensor, width: int, norm: Any, rotary: Tensor | None) -> Tensor:
+    """Return queries or keys of attention heads, normed and turned by their positions.
+
+    Args:
+        values: [B, tokens, heads * width].
+        width: channels of a head.
+        norm: of a head's vectors; None for none.
+        rotary: complex [tokens, width / 2] or [B, tokens, width / 2]; None for none.
+
+    Returns:
+        float32 [B, tokens, heads, width].
+    """
+    heads = values.unflatten(-1, (-1, width))
+    heads = (heads if norm is None else norm(heads)).float()
+    if rotary is None:
+        return heads
+    turned = torch.view_as_complex(heads.unflatten(-1, (-1, 2)).contiguous()) * rotary.unsqueeze(-2)
+    return torch.view_as_real(turned).flatten(3)
+
+
+def reading_of_text(query: Tensor, key: Tensor, present: Tensor | None) -> Tensor:
+    """Compute how much each image token reads each text token.
+
+    Args:
+        query: of the image tokens, [B, positions, heads, width].
+        key: of the text tokens, [B, tokens, heads, width].
+        present: bool [B, tokens], which of them are tokens of the row's text; None for all.
+
+    Returns:
+        float32 [B, positions, tokens], mean over heads; sums to 1 over the tokens that are present.
+    """
+    products = torch.einsum("bphc,bthc->bhpt", query, key) * query.shape[-1] ** -0.5
+    if present is not None:
+        products = products.masked_fill(~present[:, None, None], -torch.inf)
+    return torch.softmax(products, dim=-1).mean(1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from riebench.blocks import TEXT, UNITS
 from riebench.models.families.blocks import Site
-from riebench.models.families.tokens.streams import TokenSite, place_of
+from riebench.models.families.tokens.streams import TokenSite, head_vectors, place_of, reading_of_text
 from riebench.models.families.tokens.zimage.configuration import PATCH, TOKENS, filled
 from riebench.models.families.tokens.zimage.names import TEXT_REFINER, ZImageNames
 
@@ -192,20 +192,9 @@ def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     named = dict(zip(names, args, strict=False)) | dict(kwargs)
     tokens, rotary, lengths = named["hidden_states"], named.get("freqs_cis"), named["lengths"]
     image, first = slice(lengths.image), filled(lengths.image)
-    text = slice(first, first + max(lengths.texts))
-    query = _rotated(layer, layer.to_q(tokens[:, image]), layer.norm_q, None if rotary is None else rotary[:, image])
-    key = _rotated(layer, layer.to_k(tokens[:, text]), layer.norm_k, None if rotary is None else rotary[:, text])
-    products = torch.einsum("bphc,bthc->bhpt", query, key) * query.shape[-1] ** -0.5
-    places = torch.arange(key.shape[1], device=key.device)
-    absent = places >= torch.tensor(lengths.texts, device=key.device)[:, None]
-    return torch.softmax(products.masked_fill(absent[:, None, None], -torch.inf), dim=-1).mean(1)
-
-
-def _rotated(layer: Any, values: Tensor, norm: Any, rotary: Tensor | None) -> Tensor:
-    """Return queries or keys [B, tokens, heads, C], normed and turned by their positions, float32."""
-    heads = values.unflatten(-1, (layer.heads, -1))
-    heads = (heads if norm is None else norm(heads)).float()
-    if rotary is None:
-        return heads
-    turned = torch.view_as_complex(heads.unflatten(-1, (-1, 2)).contiguous()) * rotary.unsqueeze(2)
-    return torch.view_as_real(turned).flatten(3)
+    text, width = slice(first, first + max(lengths.texts)), tokens.shape[2] // layer.heads
+    turns = (None, None) if rotary is None else (rotary[:, image], rotary[:, text])
+    query = head_vectors(layer.to_q(tokens[:, image]), width, layer.norm_q, turns[0])
+    key = head_vectors(layer.to_k(tokens[:, text]), width, layer.norm_k, turns[1])
+    places, counts = (torch.as_tensor(one, device=key.device) for one in (range(key.shape[1]), lengths.texts))
+    return reading_of_text(query, key, places < counts[:, None])

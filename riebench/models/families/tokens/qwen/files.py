@@ -1,0 +1,44 @@
+"""Qwen-Image's official model: its preset, and relatives of another kind."""
+
+from __future__ import annotations
+
+from riebench.models.families.sizes import ModelDownload
+from riebench.models.spec import DEFAULT_SCORER, Preset
+
+PIPELINE = "QwenImagePipeline"
+
+PRESETS: tuple[Preset, ...] = (
+    Preset("qwen-image", "Qwen/Qwen-Image", None, 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
+           "50 steps, true guidance 4 by two calls a step; Apache 2.0.", family="qwen"),
+)  # fmt: skip
+"""The model that makes pictures from text; no commit of it is known here, so the newest one is taken."""
+
+REPOSITORIES = ("Qwen/Qwen-Image",)
+"""Beginning of the hub ids of the official models."""
+DOWNLOADS: dict[str, ModelDownload] = {}
+"""Preset -> what it downloads; the sizes of the published files are not known here."""
+
+OTHER_PIPELINES = {
+    "QwenImageEditPipeline": "Qwen-Image Edit, an editor of pictures",
+    "QwenImageEditPlusPipeline": "Qwen-Image Edit, an editor of pictures",
+    "QwenImageEditInpaintPipeline": "Qwen-Image Edit, an editor of pictures",
+    "QwenImageImg2ImgPipeline": "Qwen-Image from pictures",
+    "QwenImageInpaintPipeline": "an inpainting model",
+    "QwenImageControlNetPipeline": "Qwen-Image with control pictures",
+    "QwenImageControlNetInpaintPipeline": "Qwen-Image with control pictures",
+    "QwenImageLayeredPipeline": "Qwen-Image Layered, which divides pictures",
+}
+"""Pipeline class -> what people call such models."""
+OTHER_REPOSITORIES = {
+    "Qwen/Qwen-Image-Edit": "Qwen-Image Edit, an editor of pictures",
+    "Qwen/Qwen-Image-Layered": "Qwen-Image Layered, which divides pictures",
+}
+"""Beginning of a hub id -> what lies there instead of a model of this family."""
+
+REFUSED_METHODS = {
+    "embed_lerp": "Qwen-Image's texts differ in length, so that two prompts' states cannot be mixed token by token",
+    "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",
+    "p2p": "prompt-to-prompt exchanges cross-attention, and Qwen-Image attends to picture and text together",
+    "img2img": "diffusers' image-to-image pipeline of Qwen-Image counts a strength's steps otherwise than this method",
+}
+"""Method -> why it cannot work on this family."""
