@@ -369,9 +369,9 @@ class StepCallback:
         given = {name: options[name] for name in self._family.text_names}
         return {**options, **self._replace_rows(given, self._weights(0))}
 
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Return what the next step starts from; called after each step."""
-        changed: dict[str, Tensor] = {}
+        changed: dict[str, Any] = {}
         if LATENTS in tensors:
             latents = self._change_latents(self._family.unpack_latents(tensors[LATENTS], self._size), step)
             changed[LATENTS] = self._family.pack_latents(latents)
@@ -415,8 +415,8 @@ class StepCallback:
         }
 
     def _replace_rows(
-        self, given: Mapping[str, Tensor], weights: Mapping[int, float], names: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
+        self, given: Mapping[str, Any], weights: Mapping[int, float], names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         """Return the embeddings with the rows of changed prompts replaced.
 
         Only rows of the conditional half are replaced.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from case_qwen import qwen_cases
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
-from test_contract import Case, check_edit_lands, check_target_updates
 from tiny_jobs import last_line
-from tiny_qwen import BLOCKS, GRID, SIZE, tiny_qwen, tiny_qwen_folder
+from tiny_qwen import BLOCKS, GRID, SIZE, WIDTH, tiny_qwen, tiny_qwen_folder
 from tiny_runs import NO_EDIT, task
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -25,7 +22,7 @@ from typer.testing import CliRunner
 from benchmarks.sdxl.counting import _cost
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, TextChange
+from riebench.generation.edits import Edit, StaticEdit, Term, TextChange
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.transfers import PatchReplacement
 from riebench.models.families.base import Family
@@ -293,17 +290,43 @@ class HalvesSwapped(QwenImageFamily):
         return BatchLayout(guided, together=False)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "check"),
-    [(TextForImage, check_edit_lands), (HalvesSwapped, check_edit_lands), (HalvesSwapped, check_target_updates)],
-    ids=lambda one: one.__name__,
-)
-def test_wrong_adapters_are_found(
-    wrong: type[Family], check: Callable[[Any, Case], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = qwen_cases(Case)[1]
-    model = replace(case.load())
+def check_edit_lands() -> None:
+    """An edit of the second of two rows is added to its image stream in the conditional call, which comes first."""
+    model, seen = tiny_qwen(1, 3.0), list[Any]()
+    generator = Generator(replace(model))
+    values = torch.randn(1, GRID**2, WIDTH, generator=torch.Generator().manual_seed(2))
+    edit = Edit({"double.1": StaticEdit((Term(torch.arange(GRID**2), values),))}, branch="conditional")
+    block = model.denoiser.get_submodule("transformer_blocks.1")
+    for edits in (None, [None, edit]):
+        # The block is looked at from within each call, so that the edit's own hook comes before.
+        begin = model.denoiser.register_forward_pre_hook(lambda *_: seen_after(block, seen))
+        try:
+            generator.generate([PROMPT, SHORT], [1, 2], edits=edits)
+        finally:
+            begin.remove()
+    conditional, negative = (seen[0], seen[2]), (seen[1], seen[3])
+    wanted = torch.zeros_like(conditional[0])
+    wanted[1] = values[0]
+    assert torch.allclose(conditional[1] - conditional[0], wanted, atol=1e-4)
+    assert torch.equal(negative[0], negative[1])
+
+
+def seen_after(block: nn.Module, seen: list[Any]) -> None:
+    """Keep the image stream that a block gives in the call that begins."""
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(output[1])
+        handle.remove()
+
+    handle = block.register_forward_hook(keep)
+
+
+def test_an_edit_lands_on_the_image_stream_of_its_row_and_call() -> None:
+    check_edit_lands()
+
+
+@pytest.mark.parametrize("wrong", [TextForImage, HalvesSwapped], ids=lambda one: one.__name__)
+def test_wrong_adapters_are_found(wrong: type[Family], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODEL_FAMILIES._objects, "qwen", wrong())
-    assert isinstance(model.family, wrong)
     with pytest.raises((AssertionError, RiebenchError, RuntimeError, IndexError)):
-        check(model, case)
+        check_edit_lands()

@@ -110,9 +110,9 @@ class Site(ABC):
 
     @property
     def context(self) -> Mapping[str, Any]:
-        """What the map of an attention layer of `module` needs to know besides the layer's arguments.
+        """Further named values for the map of an attention layer of `module`.
 
-        It is that of the running call, and known from `enter`.
+        They are those of the running call, known from `enter`.
         """
         return {}
 

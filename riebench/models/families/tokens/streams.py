@@ -241,8 +241,7 @@ def joint_attention(
     query = query if layer.norm_q is None else layer.norm_q(query)
     key = key if layer.norm_added_k is None else layer.norm_added_k(key)
     query, key = rotate(query, key)
-    products = torch.einsum("bphc,bthc->bhpt", query.float(), key.float())
-    return torch.softmax(products * query.shape[-1] ** -0.5, dim=-1).mean(1)
+    return reading_of_text(query.float(), key.float(), None)
 
 
 def head_vectors(values: Tensor, width: int, norm: Any, rotary: Tensor | None) -> Tensor:

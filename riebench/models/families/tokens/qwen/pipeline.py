@@ -61,10 +61,10 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> PromptTokens:
 
 
 def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
-    """Return a counter of the tokens of a prompt's chat message, and how many are read.
+    """Return a counter of a chat message's tokens, and how many are read.
 
-    The beginning that the transformer is not given does not count. Without a folder words are counted as CLIP splits
-    them, which is much as Qwen's tokenizer does.
+    The message is that of a prompt. The beginning that the transformer is not given does not count. Without a folder
+    words are counted as CLIP splits them, which is much as Qwen's tokenizer does.
     """
     if folder is None:
         from open_clip.tokenizer import SimpleTokenizer

@@ -1,6 +1,7 @@
-"""Block names, sizes and work of models like Qwen-Image, known without reading their weights.
+"""Block names, sizes and work of models like Qwen-Image.
 
-Operations follow from the configuration; a test compares them with those that PyTorch counts.
+They are known without reading weights. Operations follow from the configuration; a test compares them with those that
+PyTorch counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hooks on Z-Image's transformer: image and text tokens of one sequence, feed-forward units, text attention.
+"""Hooks on Z-Image's transformer: tokens, feed-forward units, text attention.
 
 A layer takes and gives one tensor [B, tokens, C]: the image tokens, row by row, filled up to a multiple of 32, then the
 text tokens, filled up likewise, then nothing but padding up to the longest text of the batch. How many there are of
@@ -70,7 +70,7 @@ class SequenceSite(TokenSite):
 
     @property
     def context(self) -> Mapping[str, Any]:
-        """How many tokens there are, for `attention_map`."""
+        """The numbers of tokens, for `attention_map`."""
         return {"lengths": self.lengths}
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -102,7 +102,10 @@ class ImageTokens(SequenceSite):
 
 @dataclass(frozen=True)
 class UnitsOfImage(ImageTokens):
-    """The feed-forward units of the image tokens: what enters the layer `point`, [B, tokens, units]."""
+    """The feed-forward units of the image tokens, [B, tokens, units].
+
+    They are what enters the layer `point`.
+    """
 
     takes_input: ClassVar[bool] = True
 
@@ -113,9 +116,10 @@ class UnitsOfImage(ImageTokens):
 
 @dataclass(frozen=True)
 class TextTokens(SequenceSite):
-    """The text tokens of a block, with what fills them up: [B, 512, C], zero where a row's text has no more.
+    """The text tokens of a block, with what fills them up: [B, 512, C].
 
-    So the values do not depend on the other texts of the batch, and all prompts have as many.
+    They are zero where a row's text has no more. So the values do not depend on the other texts of the batch, and all
+    prompts have as many.
 
     Attributes:
         alone: whether the block's sequence holds no image tokens.
