@@ -114,12 +114,20 @@ def test_phrases_are_whole_words() -> None:
 
 
 def test_presets_are_complete() -> None:
-    names = {"toy-turbo", "toy-base", "toy-mixed", "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev"}
-    newest = {"sd15", "sd21", "sd-turbo"}
-    assert set(PRESETS) == names | newest
+    shipped = {"toy-turbo", "toy-base", "toy-mixed"}
+    pinned = {
+        "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev", "sd3-medium", "sd3.5-medium", "sd3.5-large",
+        "sd3.5-large-turbo",
+    }  # fmt: skip
+    # Their repositories could not be asked for a revision; the newest one is taken, and stored by its hash.
+    newest = {
+        "sd15", "sd21", "sd-turbo", "sana", "sana-512", "sana-0.6b", "sana-0.6b-512", "sana-sprint", "sana-sprint-0.6b",
+        "pixart-sigma", "pixart-sigma-512", "z-image", "z-image-turbo", "qwen-image",
+    }  # fmt: skip
+    assert set(PRESETS) == shipped | pinned | newest
     for preset in PRESETS.values():
-        pinned = preset.source.startswith("asset:") or len(preset.revision or "") == 40
-        assert pinned or (preset.name in newest and preset.revision is None)
+        assert preset.source.startswith("asset:") == (preset.name in shipped)
+        assert len(preset.revision or "") == (40 if preset.name in pinned else 0)
 
 
 def test_shipped_models_are_distinguished_and_scored_by_their_own_clip(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -596,6 +596,25 @@ def positions_of(tokenizer: Any, text: str, characters: Sequence[int], length: i
     return {token for token in tokens if token is not None and not special[token]}
 
 
+def positions_in_message(
+    tokenizer: Any, text: str, characters: Sequence[int], length: int, left_out: int = 0
+) -> set[int]:  # fmt: skip
+    """Return the positions of some characters in a chat message, as the denoiser is given it.
+
+    Padding is no part of the text that it reads, on whichever side it is.
+
+    Args:
+        tokenizer: as `positions_of`.
+        text: the whole message.
+        characters: their indices in it.
+        length: tokens that are read.
+        left_out: tokens at the beginning of the message that the denoiser is not given.
+    """
+    encoding = tokenizer(text, padding="max_length", max_length=length, truncation=True)
+    before = encoding["attention_mask"].index(1) + left_out
+    return {place - before for place in positions_of(tokenizer, text, characters, length)}
+
+
 def families() -> tuple[Family, ...]:
     """Return all registered families, the default one first.
 

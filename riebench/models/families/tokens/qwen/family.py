@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import PromptTokens, TextEmbeddings
+from riebench.models.families.base import TextEmbeddings
 from riebench.models.families.blocks import BatchLayout
 from riebench.models.families.sizes import Shape
 from riebench.models.families.tokens.family import TokenFamily
@@ -120,11 +120,17 @@ class QwenImageFamily(TokenFamily):
         """Return how many tokens the transformer reads."""
         return configuration.TOKENS
 
-    def prompt_tokens(self, pipe: Any, tokenizer: Any, prompt: str) -> PromptTokens:
+    def count_tokens(self, pipe: Any, prompt: str) -> int:
         """Return the tokens of a prompt's chat message."""
         from riebench.models.families.tokens.qwen import pipeline
 
-        return pipeline.prompt_tokens(tokenizer, prompt)
+        return pipeline.count_tokens(pipe.tokenizer, prompt)
+
+    def token_positions(self, pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
+        """Return the positions of some characters of a prompt in its chat message."""
+        from riebench.models.families.tokens.qwen import pipeline
+
+        return pipeline.token_positions(pipe.tokenizer, prompt, characters)
 
     def embed(self, pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> TextEmbeddings:
         """Encode a prompt with Qwen2.5-VL."""

@@ -6,7 +6,7 @@ and masked, so that all prompts can be exchanged between the steps and no row de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from riebench.models.families.base import PromptTokens, TextEmbeddings
+from riebench.models.families.base import TextEmbeddings, positions_in_message
 from riebench.models.families.tokens.autoencoder import unpack_latents
 from riebench.models.families.tokens.qwen.configuration import TOKENS
 from riebench.models.spec import ModelSpec
@@ -51,13 +51,15 @@ def embed(pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> Text
     return TextEmbeddings(conditional, negative)
 
 
-def prompt_tokens(tokenizer: Any, prompt: str) -> PromptTokens:
-    """Return the tokens of a prompt's chat message.
+def token_positions(tokenizer: Any, prompt: str, characters: Sequence[int]) -> set[int]:
+    """Return the positions of some characters of a prompt in its chat message."""
+    places = [TEMPLATE.index("{}") + one for one in characters]
+    return positions_in_message(tokenizer, TEMPLATE.format(prompt), places, TOKENS + LEFT_OUT, LEFT_OUT)
 
-    Padding is no part of the text that the transformer reads, on whichever side it is.
-    """
-    encoding = tokenizer(TEMPLATE.format(prompt), padding="max_length", max_length=TOKENS + LEFT_OUT, truncation=True)
-    return PromptTokens(encoding, TEMPLATE.index("{}"), encoding["attention_mask"].index(1) + LEFT_OUT)
+
+def count_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return the tokens of a prompt's chat message, without those left out."""
+    return len(tokenizer(TEMPLATE.format(prompt), verbose=False).input_ids) - LEFT_OUT
 
 
 def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
@@ -74,7 +76,7 @@ def token_counter(folder: Path | None) -> tuple[Callable[[str], int], int]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    return (lambda prompt: len(tokenizer(TEMPLATE.format(prompt), verbose=False).input_ids) - LEFT_OUT), TOKENS
+    return (lambda prompt: count_tokens(tokenizer, prompt)), TOKENS
 
 
 def call_options(spec: ModelSpec) -> dict[str, Any]:

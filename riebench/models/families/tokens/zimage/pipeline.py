@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.base import TextEmbeddings, positions_of
+from riebench.models.families.base import TextEmbeddings, positions_in_message
 from riebench.models.families.tokens.zimage.configuration import AXES_LENGTHS, PATCH, TOKENS
 from riebench.models.spec import ModelSpec
 
@@ -50,14 +50,10 @@ def chat_text(tokenizer: Any, prompt: str) -> str:
 
 
 def token_positions(tokenizer: Any, prompt: str, characters: Sequence[int]) -> set[int]:
-    """Return the positions of some characters of a prompt among the tokens of its chat message.
-
-    Padding is no part of the text that the transformer reads, on whichever side it is.
-    """
-    start, text = chat_text(tokenizer, _MARK).index(_MARK), chat_text(tokenizer, prompt)
-    encoding = tokenizer(text, padding="max_length", max_length=TOKENS, truncation=True)
-    before = encoding["attention_mask"].index(1)
-    return {place - before for place in positions_of(tokenizer, text, [start + one for one in characters], TOKENS)}
+    """Return the positions of some characters of a prompt in its chat message."""
+    start = chat_text(tokenizer, _MARK).index(_MARK)
+    places = [start + one for one in characters]
+    return positions_in_message(tokenizer, chat_text(tokenizer, prompt), places, TOKENS)
 
 
 def count_tokens(tokenizer: Any, prompt: str) -> int:
