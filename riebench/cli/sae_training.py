@@ -345,10 +345,8 @@ class _Controls:
     def check_data(self, collection: Collection, blocks: tuple[str, ...], signal: Signal) -> None:
         """Refuse activations that the stored training did not see."""
         if self._training is not None:
-            from riebench.blocks import short_name
-
-            names = blocks or tuple(collection.index.blocks)
-            self._training.check_data({short_name(one): collection.data(one, signal) for one in names})
+            names = collection.own_names(blocks)
+            self._training.check_data({one: collection.data(one, signal) for one in names})
 
 
 def _activations(

@@ -354,7 +354,10 @@ class StepCallback:
 
     @property
     def last(self) -> Tensor | None:
-        """Latents after the last step, as the pipeline carries them, if any row's were changed there."""
+        """Latents after the last step if an edit changed any there.
+
+        They are as the pipeline carries them between the steps.
+        """
         return self._last
 
     @property

@@ -252,7 +252,7 @@ def blocks_on_model(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def own_names(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
-    """Return blocks in the words of a model, where they are named by a path that several families have.
+    """Return blocks by a model's own names, where a path is that of several families.
 
     A model that cannot be found changes nothing here: `look_up` says what is wrong with it.
 

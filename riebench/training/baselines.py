@@ -27,7 +27,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from riebench.blocks import short_name
 from riebench.errors import RiebenchError, StoreError
 from riebench.saes.figures import FeatureStatistics, Meter, SaeFigures, StatisticsSum
 from riebench.saes.formats import load_sae, save_sdxl_unbox
@@ -115,7 +114,7 @@ def make_baselines(
     if len(run.configs) != 1:
         raise RiebenchError("controls are made for one k, one width and one kind of SAE at a time")
     config = run.configs[0]
-    names = list(dict.fromkeys(short_name(block) for block in blocks)) or list(collection.index.blocks)
+    names = collection.own_names(blocks)
     data = {block: collection.data(block, run.signal) for block in names}
     for positions in data.values():
         steps = run.plan.steps_of(run.plan.split(positions)[0])

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riebench.blocks import ATTENTION, TEXT, UNITS, default_blocks, kind, short_name
+from riebench.blocks import ATTENTION, TEXT, UNITS, as_named, default_blocks, kind, short_name
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_module
@@ -80,7 +80,7 @@ class CollectOptions:
         """
         shape = model.family.shape_of_pipeline(model.pipe)
         layouts = {}
-        for block in dict.fromkeys(short_name(block) for block in self.blocks):
+        for block in dict.fromkeys(as_named(short_name(block), shape.blocks) for block in self.blocks):
             if kind(block) == UNITS:
                 raise RiebenchError(f"{block} names units inside a block; updates are those of a whole block")
             if kind(block) == TEXT:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from riebench.blocks import short_name
+from riebench.blocks import as_named, short_name
 from riebench.errors import IdentityError, RiebenchError, StoreError, near_match
 from riebench.models.spec import ModelSpec
 from riebench.tasks.schema import MAX_WHOLE, Count, StoredModel
@@ -288,6 +288,15 @@ class Collection:
                 found.setdefault(shard.number, damage)
         return found
 
+    def own_names(self, blocks: Iterable[str]) -> list[str]:
+        """Return blocks as they are named here, each once; all that were collected if none are given.
+
+        Args:
+            blocks: by any of their names.
+        """
+        named = [as_named(short_name(block), self.index.blocks) for block in blocks]
+        return list(dict.fromkeys(named)) or list(self.index.blocks)
+
     def data(self, block: str, signal: str | None = None) -> ShardedPositions:
         """Return all positions of one block, in the order of their pictures.
 
@@ -299,7 +308,7 @@ class Collection:
             RiebenchError: if the block or the signal was not collected, a shard in the middle is missing, or a file is
                 not as long as it was written.
         """
-        name = short_name(block)
+        (name,) = self.own_names([block])
         wanted = signal or self.index.signals[0]
         if wanted not in self.index.signals:
             raise RiebenchError(

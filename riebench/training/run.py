@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from riebench.blocks import short_name
 from riebench.errors import IdentityError, MemoryShortageError, RiebenchError, StoreError
 from riebench.models.placement import out_of_memory
 from riebench.saes.formats import folder_name
@@ -134,7 +133,7 @@ def train_collection(
     """
     if not run.configs:
         raise RiebenchError("no SAE is to be trained; give at least one k, one width and one kind")
-    names = list(dict.fromkeys(short_name(block) for block in blocks)) or list(collection.index.blocks)
+    names = collection.own_names(blocks)
     data = {block: collection.data(block, run.signal) for block in names}
     if len({run.place(names[0], config) for config in run.configs}) < len(run.configs):
         raise RiebenchError("two of the SAEs differ in nothing that their folders are named by; train them apart")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DModel
-from test_contract import CASES, check_edit_lands
+from edit_landing import check_edit_lands
 from tiny_pixart import SIZE, tiny_pixart, tiny_pixart_folder
 from tiny_runs import NO_EDIT, picture, task
 from torch import nn
@@ -204,8 +204,8 @@ class LayerForBlock(PixArtFamily):
 
 
 def test_an_adapter_at_another_place_of_a_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(one for one in CASES if one.name == "pixart-sigma guided")
-    model = replace(case.load())
+    model = tiny_pixart(2, 3.0)
+    check_edit_lands(model, "block.1")
     monkeypatch.setitem(MODEL_FAMILIES._objects, "pixart", LayerForBlock())
     with pytest.raises(AssertionError):
-        check_edit_lands(model, case)
+        check_edit_lands(replace(model), "block.1")

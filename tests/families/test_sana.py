@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC, SanaPipeline, SanaSprintPipeline, SanaTransformer2DModel
-from test_contract import CASES, check_edit_lands
+from edit_landing import check_edit_lands
 from tiny_jobs import last_line
 from tiny_runs import NO_EDIT, TARGET, picture, task
 from tiny_sana import GRID, LAYERS, SIZE, UNITS, WIDTH, tiny_autoencoder, tiny_sana, tiny_sana_folder, tiny_sana_saes
@@ -86,13 +86,13 @@ def test_saes_are_found_by_short_and_by_long_names(tmp_path: Path, named: str) -
 def test_measures_are_those_of_the_networks() -> None:
     small = {"num_attention_heads": 36, "num_layers": 28, "num_cross_attention_heads": 16,
              "cross_attention_head_dim": 72, "cross_attention_dim": 1152}  # fmt: skip
-    told = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    distilled = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 
     def count(network: nn.Module) -> int:
         return sum(value.numel() for value in network.parameters())
 
     with torch.device("meta"):
-        for known, keys in ((shape.SANA, {}), (shape.SPRINT_SMALL, {**small, **told})):
+        for known, keys in ((shape.SANA, {}), (shape.SPRINT_SMALL, {**small, **distilled})):
             network = SanaTransformer2DModel(**keys)
             assert count(network) == known.parameters["transformer"] and FAMILY.sites(network) == known.blocks
             read = shape.config_shape(network.config, {})
@@ -112,10 +112,10 @@ def test_measures_are_those_of_the_networks() -> None:
         assert seen.row(site, 0).shape == (2, found.positions(site, SIZE), width)
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_operations_and_activations_are_those_that_are_counted(told: bool) -> None:
+@pytest.mark.parametrize("sprint", [False, True])
+def test_operations_and_activations_are_those_that_are_counted(sprint: bool) -> None:
     keys = {"num_attention_heads": 12, "num_layers": 2, "num_cross_attention_heads": 3,
-            "cross_attention_head_dim": 128, "cross_attention_dim": 384, "guidance_embeds": told}  # fmt: skip
+            "cross_attention_head_dim": 128, "cross_attention_dim": 384, "guidance_embeds": sprint}  # fmt: skip
     with torch.device("meta"):
         network = nn.Module.to(SanaTransformer2DModel(**keys), torch.bfloat16)
 
@@ -123,17 +123,17 @@ def test_operations_and_activations_are_those_that_are_counted(told: bool) -> No
         with torch.device("meta"):
             sides = {"hidden_states": (1, 32, 16, 16), "encoder_hidden_states": (1, 300, 2304)}
             inputs = {name: torch.empty(side, dtype=torch.bfloat16) for name, side in sides.items()}
-            scale = {"guidance": torch.empty(1, dtype=torch.bfloat16)} if told else {}
+            scale = {"guidance": torch.empty(1, dtype=torch.bfloat16)} if sprint else {}
             network(**inputs, **scale, timestep=torch.empty(1), encoder_attention_mask=torch.empty(1, 300))
 
     counted = _cost(run)
     small = replace(shape.config_shape(network.config, {}), vae_width=0)
     assert small.evaluation_teraflop(512) == pytest.approx(counted.operations / 1e12, rel=0.05)
-    spec = look_up("sana-sprint" if told else "sana").spec.model_copy(update={"size": 512, "guidance": 0.0})
+    spec = look_up("sana-sprint" if sprint else "sana").spec.model_copy(update={"size": 512, "guidance": 0.0})
     assert small.activation_bytes(spec, ModelOptions(), 1) == pytest.approx(counted.activation_bytes, rel=0.1)
     guided = spec.model_copy(update={"guidance": 4.5})
     ratio = small.activation_bytes(guided, ModelOptions(), 1) / small.activation_bytes(spec, ModelOptions(), 1)
-    assert ratio == pytest.approx(1 if told else 2, rel=0.01) == small.calls(4.5)
+    assert ratio == pytest.approx(1 if sprint else 2, rel=0.01) == small.calls(4.5)
 
 
 @pytest.mark.parametrize(
@@ -351,11 +351,11 @@ class PositiveFirst(SanaFamily):
 
 
 def test_an_adapter_with_the_halves_exchanged_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(one for one in CASES if one.name == "sana guided")
-    model = replace(case.load())
+    model = tiny_sana(2, 3.0)
+    check_edit_lands(model, "block.1")
     monkeypatch.setitem(MODEL_FAMILIES._objects, "sana", PositiveFirst())
     with pytest.raises(AssertionError):
-        check_edit_lands(model, case)
+        check_edit_lands(replace(model), "block.1")
 
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ class Family(ABC):
         return len(self.tokenizers(pipe)[0](prompt, verbose=False).input_ids)
 
     def token_positions(self, pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
-        """Return the positions of some characters of a prompt in the text that the denoiser reads.
+        """Return the positions of characters of a prompt in what the denoiser reads.
 
         Those of all tokenizers are taken together. Characters that were cut off have none, and the tokens at the start
         and the end are no character's.
@@ -495,7 +495,7 @@ class Family(ABC):
         """
 
     def step_options(self, callback: Callable[..., dict[str, Tensor]], names: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments with which a pipeline's call runs a callback after each step.
+        """Return the arguments by which a pipeline runs a callback after each step.
 
         Args:
             callback: called with the pipeline, the step, its time and a dictionary of tensors; gives those to change.
@@ -582,7 +582,9 @@ EditingTask = Literal["img2img", "ledits_pp"]
 
 
 def positions_of(tokenizer: Any, text: str, characters: Sequence[int], length: int) -> set[int]:
-    """Return the positions of some characters among the tokens of a text, padded and cut as pipelines do it.
+    """Return the positions of some characters among the tokens of a text.
+
+    It is padded and cut as pipelines do it.
 
     Args:
         tokenizer: a fast one of transformers; on which side it cuts and pads, its own files say.

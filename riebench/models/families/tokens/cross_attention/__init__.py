@@ -1,4 +1,4 @@
-"""What model families have in common whose transformer reads the text by cross-attention.
+"""Shared parts of model families whose transformer reads text by cross-attention.
 
 Their blocks carry one stream, the image tokens, and read the text in `attn2`. Such blocks are named `block.0`,
 `block.1` and so on (`names`). `family` holds `CrossAttentionFamily`, `attention` the text attention of a block, `text`

@@ -1,4 +1,4 @@
-"""Cross-attention of a transformer's blocks: the layers that read the text, and how much each position reads."""
+"""Cross-attention of a transformer's blocks: layers that read text, and their maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def text_attention(block: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def text_projections(transformer: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the layers whose only input is the text: its projection, and keys and values of all blocks."""
+    """Return the layers whose only input is the text.
+
+    They are its projection, and the projections to keys and values of all blocks.
+    """
     found: list[nn.Module] = []
     projection = getattr(transformer, "caption_projection", None)
     if projection is not None:
@@ -28,7 +31,7 @@ def text_projections(transformer: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def attention_map(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Compute how much each position reads each token in one call of a cross-attention layer.
+    """Compute how much each position reads each token in one call of a layer.
 
     Padding is masked as the layer masks it, and queries and keys are normed as the layer does it.
 

@@ -1,4 +1,4 @@
-"""The contract of a model family, filled with what models of cross-attention share."""
+"""The contract of a model family, with what models of cross-attention share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class CrossAttentionFamily(TokenFamily):
-    """Models whose transformer reads the text of one encoder by cross-attention, with a mask of its padding.
+    """Models whose transformer reads one encoder's text by cross-attention.
 
-    The text is the prompt in lower case, without blanks around it.
+    Padding is masked. The text is the prompt in lower case, without blanks around it.
     """
 
     unused_parts = ()
@@ -29,7 +29,7 @@ class CrossAttentionFamily(TokenFamily):
     step_text_arguments: Mapping[str, str] = {"prompt_attention_mask": "encoder_attention_mask"}
 
     def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
-        """Refuse a folder whose schedule is none of the family's, or cannot be followed step by step.
+        """Refuse a folder whose schedule cannot be followed step by step.
 
         One that draws noise without a picture's seed is refused, too.
         """
@@ -55,7 +55,7 @@ class CrossAttentionFamily(TokenFamily):
         return attention.text_attention(block)
 
     def text_projections(self, denoiser: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the text's projection, and the projections to keys and values of all blocks."""
+        """Return the text's projection, and those to keys and values of all blocks."""
         from riebench.models.families.tokens.cross_attention import attention
 
         return attention.text_projections(denoiser)
@@ -71,7 +71,7 @@ class CrossAttentionFamily(TokenFamily):
         return (pipe.tokenizer,)
 
     def token_limit(self, pipe: Any, tokenizer: Any) -> int:
-        """Return how many tokens of a prompt the transformer reads, as the pipeline has it."""
+        """Return how many tokens of a prompt the pipeline lets the transformer read."""
         return TOKENS
 
     def token_counter(self, folder: Path | None) -> tuple[Callable[[str], int], int]:
@@ -95,5 +95,5 @@ class CrossAttentionFamily(TokenFamily):
         return len(pipe.tokenizer(plain_text(prompt), verbose=False).input_ids)
 
     def token_positions(self, pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
-        """Return the positions of some characters of a prompt in the text that the transformer reads."""
+        """Return the positions of characters of a prompt in what the transformer reads."""
         return positions_of(pipe.tokenizer, plain_text(prompt), places_in_plain_text(prompt, characters), TOKENS)

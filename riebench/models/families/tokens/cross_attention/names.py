@@ -23,5 +23,8 @@ class CrossAttentionNames(TokenNames):
         super().__init__([BlockList(SIDE, FOLDER, count, units, has_text=False)], default)
 
     def long_name(self, short: str) -> str:
-        """Return the short name: a path alone would be read as a block of a family with two streams."""
+        """Return the short name.
+
+        A path alone would be read as a block of a family with two streams.
+        """
         return short

@@ -35,7 +35,7 @@ class CrossAttentionShape(TokenShape):
         return tuple(f"block.{index}" for index in range(self.layers))
 
     def attended_tokens(self, size: int) -> int:
-        """Return the image tokens, and the text as so many of them as it takes memory at a block's peak.
+        """Return the image tokens, and as many for the text as it takes memory.
 
         Beside the tensors of the image tokens there are the text encoder's states and their projection.
         """
@@ -44,7 +44,7 @@ class CrossAttentionShape(TokenShape):
 
     @abstractmethod
     def feed_forward_weights(self) -> float:
-        """Return the weights that a token passes in a feed-forward layer, in squares of the width."""
+        """Return the weights of a feed-forward layer, in squares of the width."""
 
     @abstractmethod
     def other_work(self, tokens: int) -> float:
@@ -55,7 +55,10 @@ class CrossAttentionShape(TokenShape):
         """
 
     def evaluation_teraflop(self, size: int) -> float:
-        """Return the work of one call of all blocks and of the text's projection on one picture."""
+        """Return the work of one call of all blocks on one picture.
+
+        The projection of the text counts, too.
+        """
         image, width = self.image_tokens(size), self.channels
         weights = (TOKEN_WEIGHTS + self.feed_forward_weights()) * image + TEXT_WEIGHTS * self.tokens
         block = width**2 * weights + 2 * image * self.tokens * width + self.other_work(image)

@@ -13,7 +13,7 @@ TOKENS = 300
 
 
 def plain_text(prompt: str) -> str:
-    """Return a prompt as the text encoder reads it: in lower case, without blanks around it."""
+    """Return a prompt in lower case, without blanks around it."""
     return prompt.lower().strip()
 
 

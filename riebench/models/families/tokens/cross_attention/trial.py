@@ -78,7 +78,10 @@ def _run(
     name: str, config: Mapping[str, Any], steps: int, rows: Sequence[int], arguments: Mapping[str, Any], *,
     names_end: bool,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """Return the last latents of a run whose answers follow from the latents, and its calls."""
+    """Return the last latents of a trial and its calls.
+
+    The answers in the place of the transformer's follow from the latents.
+    """
     import diffusers
     import torch
 

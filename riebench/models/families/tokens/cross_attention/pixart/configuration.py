@@ -1,4 +1,4 @@
-"""Refusal of configurations that PixArt-Sigma's pipeline or the hooks on it cannot follow.
+"""Refusal of configurations that PixArt-Sigma's pipeline or hooks cannot follow.
 
 The files are read as text: nothing is loaded, so that planning finds the same faults as a run. What is not refused here
 is obeyed: networks, schedule and tokenizer are built by diffusers and transformers from these very files.
@@ -56,7 +56,7 @@ def check_configs(folder: Path, shown: str) -> None:
 
 
 def check_autoencoder(config: Config, shown: str, file: str) -> None:
-    """Refuse an autoencoder that does not turn latents of four channels into colour pictures.
+    """Refuse an autoencoder that does not turn PixArt's latents into pictures.
 
     Args:
         config: its configuration.
@@ -98,10 +98,10 @@ def _unshifted(config: Config) -> Config:
 
 
 def _transformer(config: Config) -> Iterator[str]:
-    told = config.get("use_additional_conditions")
+    sized = config.get("use_additional_conditions")
     # diffusers decides by the side where the file is silent.
-    if told or (told is None and config.get("sample_size", SIDE) == SIDE):
-        yield f"says use_additional_conditions {told}, but {BRAND}'s pipeline tells the transformer no size"
+    if sized or (sized is None and config.get("sample_size", SIDE) == SIDE):
+        yield f"says use_additional_conditions {sized}, but {BRAND}'s pipeline tells the transformer no size"
     if not config.get("num_layers", 1):
         yield f"says num_layers 0; {BRAND} has blocks"
     if config.get("attention_type", "default") != "default":

@@ -91,7 +91,7 @@ class PixArtFamily(CrossAttentionFamily):
         return pipeline.call_options(spec)
 
     def step_options(self, callback: Callable[..., dict[str, Tensor]], names: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments with which the pipeline's call shows the latents after each step."""
+        """Return the arguments by which the pipeline shows latents after each step."""
         from riebench.models.families.tokens.cross_attention.pixart import pipeline
 
         return pipeline.step_options(callback, names)

@@ -1,4 +1,4 @@
-"""Refusal of configurations that SANA's pipelines or the hooks on them cannot follow.
+"""Refusal of configurations that SANA's pipelines or hooks cannot follow.
 
 The files are read as text: nothing is loaded, so that planning finds the same faults as a run. What is not refused here
 is obeyed: networks, schedule and tokenizer are built by diffusers and transformers from these very files.

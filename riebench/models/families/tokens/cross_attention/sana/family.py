@@ -26,7 +26,7 @@ GEMMA = NetworkClass("Gemma2Model", "Gemma2Config")
 
 
 class SanaFamily(CrossAttentionFamily):
-    """SANA of 1.6 and 0.6 billion parameters, for 512 and 1024 px, and models trained from them.
+    """SANA of 1.6 and 0.6 billion parameters, and models trained from them.
 
     Its pipeline puts an instruction before every prompt. Under guidance both halves are one batch, the unconditional
     one first, with the empty prompt as the negative one.
@@ -80,7 +80,10 @@ class SanaFamily(CrossAttentionFamily):
         return files.STEPS, files.GUIDANCE
 
     def set_tiling(self, pipe: Any, tile: int) -> None:
-        """Make the autoencoder decode in tiles of a side in pixels, about an eighth of which overlaps."""
+        """Make the autoencoder decode in tiles of a side in pixels.
+
+        About an eighth of them overlaps.
+        """
         factor = pipe.vae_scale_factor
         stride = tile - max(tile // 8 // factor, 1) * factor
         pipe.vae.enable_tiling(tile, tile, stride, stride)
@@ -131,9 +134,10 @@ class SanaFamily(CrossAttentionFamily):
 
 
 class SprintFamily(SanaFamily):
-    """SANA-Sprint: SANA distilled to one to four steps, whose transformer is told the guidance scale.
+    """SANA-Sprint: SANA distilled to one to four steps.
 
-    It is called once a step for each picture. After each step its scheduler adds noise of the picture's own seed.
+    Its transformer is told the guidance scale and is called once a step for each picture. After each step its scheduler
+    adds noise of the picture's own seed.
     """
 
     name = "sana-sprint"
@@ -178,7 +182,7 @@ class SprintFamily(SanaFamily):
         return {**pipeline.call_options(spec), **self.schedule_arguments(spec.steps)}
 
     def returned_latents(self, pipe: Any, latents: Tensor) -> Tensor:
-        """Return latents after the last step divided by the deviation of the data that they are scaled with."""
+        """Return latents after the last step without the scheduler's scale."""
         return latents / pipe.scheduler.config.sigma_data
 
 

@@ -1,4 +1,7 @@
-"""Hooks on SANA's transformer: blocks are called with positional arguments and give the image tokens alone."""
+"""Hooks on SANA's transformer: its blocks, and their feed-forward units.
+
+Blocks are called with positional arguments and give the image tokens alone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from riebench.models.families.tokens.streams import TokenUnits
 
 @dataclass(frozen=True)
 class GatedUnits(TokenUnits):
-    """Feed-forward units of the image tokens after their gate: they enter the last convolution as [B, units, H, W]."""
+    """Feed-forward units of the image tokens after their gate.
+
+    They enter the last convolution as [B, units, H, W].
+    """
 
     takes_input = True
 

@@ -25,7 +25,7 @@ def usual(pipeline: type[Any], name: str) -> Any:
 
 
 def instruction(pipe: Any) -> list[str]:
-    """Return the lines that a pipeline's call puts before every prompt where nothing else is asked for."""
+    """Return the lines that a pipeline's call puts before every prompt by default."""
     return list(usual(type(pipe), "complex_human_instruction"))
 
 
@@ -50,7 +50,7 @@ def embed(pipe: Any, prompt: str, device: torch.device, *, guided: bool) -> Text
 
 
 def token_positions(pipe: Any, prompt: str, characters: Sequence[int]) -> set[int]:
-    """Return the positions of some characters of a prompt in the text that the transformer reads.
+    """Return the positions of characters of a prompt in what the transformer reads.
 
     Instruction and prompt are encoded together. Of their tokens the transformer reads the first one and the last
     `TOKENS` - 1, padding among them, so that the last token of the instruction stays in front of the prompt.

@@ -82,7 +82,7 @@ class SanaShape(CrossAttentionShape):
         return MAX_DECODED
 
     def image_tokens(self, size: int) -> int:
-        """Return the image tokens of pictures of a side in pixels: one for each latent position."""
+        """Return the image tokens of a picture: one for each latent position."""
         return (size // self.vae_factor) ** 2
 
     def calls(self, guidance: float) -> int:
@@ -101,7 +101,7 @@ class SanaShape(CrossAttentionShape):
         return 3 * self.unit_share
 
     def other_work(self, tokens: int) -> float:
-        """Return the multiplications of linear self-attention and of the convolution of each channel apart."""
+        """Return the work of linear self-attention and of the convolution by channel."""
         return tokens * self.channels * (2 * (self.head + 1) + 2 * self.unit_share * WINDOW)
 
     def decoding_teraflop(self, size: int) -> float:
