@@ -427,10 +427,10 @@ def known_attentions() -> Iterable[str]:
 
 
 def known_suites() -> Iterable[str]:
-    """Return the names of the shipped suites."""
-    from riebench.tasks.suites import shipped_suites
+    """Return all names of the shipped suites."""
+    from riebench.tasks.suites import known_suites as found
 
-    return shipped_suites()
+    return found()
 
 
 def known_models() -> Iterable[str]:

@@ -57,6 +57,7 @@ class PlannedWork:
         shard: (i, n) if these are the units of the i-th of n parts alone.
         sae_runs: source pictures that are generated first to measure SAEs.
         family: name of the model's family.
+        left_out: official configurations that the family cannot run -> why.
     """
 
     model: ModelSpec
@@ -73,6 +74,7 @@ class PlannedWork:
     shard: tuple[int, int] = SINGLE_SHARD
     sae_runs: int = 0
     family: str = DEFAULT_FAMILY
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def per_picture(model: ModelSpec, shape: Shape) -> int:
@@ -277,6 +279,7 @@ class Forecast:
         per_picture: evaluations of the denoiser that one picture takes.
         denoiser: what people call it.
         sae_runs: source pictures that are generated first to measure SAEs; none of the other numbers counts them.
+        left_out: official configurations that the model's family cannot run -> why.
     """
 
     model: ModelSpec
@@ -295,6 +298,7 @@ class Forecast:
     per_picture: int
     denoiser: str
     sae_runs: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -355,6 +359,7 @@ def forecast(planned: PlannedWork) -> Forecast:
         disk=disk_bytes(planned, len(missing) + 2 * len(works)),
         shard=planned.shard,
         sae_runs=planned.sae_runs,
+        left_out=planned.left_out,
         per_picture=per_picture(planned.model, planned.shape),
         denoiser=MODEL_FAMILIES.get(planned.family).denoiser_title,
     )
