@@ -36,6 +36,7 @@ ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("tasks", "import", "piebench"): ["none.json"],
     ("tasks", "import", "dataset"): ["none.csv"],
     ("compare",): ["a", "b"],
+    ("compare-models",): ["none"],
     ("paper",): ["nothing"],
 }
 """Command -> arguments with which it would be refused anyway, so that nothing long begins."""

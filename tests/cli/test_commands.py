@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from riebench.cli.commands import MANY_OPTIONS, OTHER_WORDS, PANELS, heading, own_options_first
 from riebench.cli.main import app
-from riebench.cli.results import _folders_of
+from riebench.cli.results.comparisons import _folders_of
 from riebench.store.folder import find_run_folders
 from riebench.utils.terminal import LIBRARY_VARIABLES
 

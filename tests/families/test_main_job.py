@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_folder, tiny_saes
 from tiny_flux import tiny_flux_folder
-from tiny_jobs import last_line, run_command
+from tiny_jobs import last_line
 from typer.testing import CliRunner
 
 from riebench import blocks

@@ -1,0 +1,1 @@
+"""Verbs on stored results: those that write scores and documents, and those that compare."""
