@@ -294,17 +294,21 @@ def main(words: Sequence[str] | None = None) -> None:
     elif given.alone:
         print(json.dumps(measure(networks()[given.names[0]], given.size)))
     else:
-        load = os.getloadavg()[0]
-        measures = []
+        load, measures = os.getloadavg()[0], list[dict[str, Any]]()
         for name in given.names or networks():
             measures.append(figures(name, given.size))
             print(json.dumps(measures[-1]), flush=True)
-        if not given.names and given.size == SIZE:
-            from benchmarks.sdxl.measure import machine
+            if not given.names and given.size == SIZE:
+                _keep(measures, load)
 
-            whole = {"machine": machine("cpu"), "load": round(load, 2), "measures": [_rounded(one) for one in measures]}
-            write_atomic(RESULTS, f"{json.dumps(whole, indent=1)}\n".encode())
-            fill()
+
+def _keep(measures: Sequence[Mapping[str, Any]], load: float) -> None:
+    """Keep the figures so far, and bring the document up to date."""
+    from benchmarks.sdxl.measure import machine
+
+    whole = {"machine": machine("cpu"), "load": round(load, 2), "measures": [_rounded(one) for one in measures]}
+    write_atomic(RESULTS, f"{json.dumps(whole, indent=1)}\n".encode())
+    fill()
 
 
 def _rounded(one: Mapping[str, Any]) -> dict[str, Any]:

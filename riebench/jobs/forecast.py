@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from riebench.blocks import default_blocks
+from riebench.blocks import usual_blocks
 from riebench.errors import RiebenchError
 from riebench.generation.memory import FULL, HALF, examples_together, footprint
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
@@ -122,7 +122,8 @@ def capture_cost(planned: PlannedWork, works: Sequence[ExampleWork]) -> CaptureC
     It is decided as `riebench.generation.memory` decides it for the run itself.
     """
     shape, model = planned.shape, planned.model
-    usual = tuple(block for block in default_blocks(planned.family) if block in shape.blocks)
+    names = MODEL_FAMILIES.get(planned.family).names
+    usual = usual_blocks([block for block in shape.blocks if names.reads_text(block)], planned.family)
     settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()
     updates = {block for setting in settings if get_method(setting.method).needs for block in setting.blocks}
     units = {block for setting in settings if "units" in get_method(setting.method).needs for block in setting.blocks}

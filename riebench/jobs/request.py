@@ -274,7 +274,7 @@ class RunRequest:
         return {one.name: f"{one.method}: {refused[one.method]}" for one in self._whole_set if one.method in refused}
 
     def units(self, tasks: Sequence[EditTask], settings: Sequence[Setting]) -> list[Unit]:
-        """Return the units of all shards of a plan, with the names that the model's blocks have together.
+        """Return the units of all shards, their block sets named for the model.
 
         Args:
             tasks: of `plan`.

@@ -42,7 +42,7 @@ def test_one_step_is_edited_and_measured() -> None:
 def test_what_does_not_fit_or_fails_has_its_reason_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign = replace(TINY, class_name="Transformer2DModel", config={"in_channels": 4})
+    foreign = replace(TINY, class_name="Transformer2DModel", config={"in_channels": 32, "norm_num_groups": 8})
     monkeypatch.setattr(full_size, "networks", lambda: {"sd15": TINY, "sana": foreign})
     monkeypatch.setattr(full_size, "free_ram", lambda: 10**9)
     found = [figures(name, 64) for name in ("sd15", "sana")]

@@ -1,4 +1,4 @@
-"""Comparisons of stored results: two methods on one model, and models with each other.
+"""Comparisons of stored results: two methods, and models with each other.
 
 `methods` gives paired differences of methods and configurations; `models` puts models side by side, and `side_by_side`
 writes that as a document, a CSV file and a picture.

@@ -82,7 +82,7 @@ class BestBlock:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a picture of a model takes.
+    """Cost of a picture of a model.
 
     Attributes:
         calls: evaluations of the denoiser, twice a step under classifier-free guidance; None where the model's family
@@ -346,7 +346,7 @@ class ModelComparison:
 
     @cached_property
     def block_methods(self) -> tuple[str, ...]:
-        """Methods that any model has blocks of, each edited alone: those of most models first."""
+        """Methods whose blocks were edited one at a time; those of most models first."""
         counts: dict[str, int] = {}
         for one in self.models:
             for name in one.single:
@@ -399,7 +399,7 @@ class ModelComparison:
         return {place: one for place, one in found.items() if one is not None}
 
     def gain(self, method: str, model: ModelResults, read: str = GAIN) -> GainCell | None:
-        """Return what a method gains on a model, all its blocks together; None if it was not run there."""
+        """Return a method's gain with all its blocks on a model; None if it was not run."""
         entry = model.whole.get(method)
         if entry is None:
             return None
@@ -412,7 +412,7 @@ class ModelComparison:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], ModelDifference]:
-        """(Method, model) -> its gain on the model minus that on the first one, on the same examples."""
+        """(Method, model) -> its gain there minus that on the first model, paired."""
         first = self.models[0]
         means: dict[tuple[str, str], SampleMean] = {}
         for method in self.methods:

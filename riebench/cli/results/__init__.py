@@ -1,1 +1,1 @@
-"""Verbs on stored results: those that write scores and documents, and those that compare."""
+"""Verbs on stored results: `stored` writes and publishes, `comparisons` compares."""
