@@ -25,7 +25,7 @@ KINDS = (ATTENTION, RESIDUAL, UNITS, TEXT)
 SHOWN_BLOCKS = 12
 """Blocks inside a larger part that a message names one by one."""
 ALL_BLOCKS = "all"
-"""Name of the block set that is exactly a family's default blocks."""
+"""Name of the block set that is all blocks which experiments on a model usually edit."""
 
 NO_BLOCKS = "none"
 """Name of the block set of methods that touch no block."""
@@ -234,13 +234,34 @@ def usual_blocks(sites: Sequence[str], family: str = DEFAULT_FAMILY) -> tuple[st
     return usual or tuple(site for site in sites if kind(site) == ATTENTION)
 
 
-def block_set_name(blocks: tuple[str, ...]) -> str:
+def pass_order(blocks: Iterable[str]) -> tuple[str, ...]:
+    """Return blocks in the order in which a picture passes them.
+
+    Those of the default family come first; names that are no block come last, sorted.
+    """
+    left = dict.fromkeys(blocks)
+    found: list[str] = []
+    for names in _families():
+        own = [block for block in left if names.short_name(block) == block]
+        found += names.pass_order(own)
+        left = {block: None for block in left if block not in own}
+    return (*found, *sorted(left))
+
+
+def block_set_name(blocks: tuple[str, ...], usual: Sequence[str] = ()) -> str:
     """Return the name of a set of blocks that are edited together.
 
     It is "all", "none", or the blocks joined by "+".
+
+    Args:
+        blocks: the set.
+        usual: blocks that experiments on the model use where none are named (`usual_blocks`); several of them together
+            are "all", as are the default blocks of any family.
     """
     if not blocks:
         return NO_BLOCKS
+    if len(blocks) > 1 and set(blocks) == set(usual):
+        return ALL_BLOCKS
     return ALL_BLOCKS if any(set(blocks) == set(names.default) for names in _families()) else "+".join(blocks)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from riebench.analysis.stats import CategoryReplicates, estimate, mean_over_seeds
-from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, default_blocks
+from riebench.blocks import ALL_BLOCKS, NO_BLOCKS, pass_order
 from riebench.errors import StoreError
 from riebench.models.clip import is_measured_by
 from riebench.models.presets import scorer_for, second_scorer_for
@@ -35,6 +35,8 @@ finite."""
 FAR, FAR_BEFORE = "off_distribution", "off_distribution_before"
 """Shares of positions with activations farther out than 99 % of unedited ones, after and before the edit, over blocks
 and steps. They are read from records and stand beside metrics, where they were measured."""
+MANY_BLOCKS = 10_000
+"""Counts for the blocks of "all", which are as many as the model's family says: more than any set that is named."""
 SHORT_HASH = 8
 """Characters of a hash that are printed."""
 
@@ -408,7 +410,8 @@ def configurations(
         )
         configuration.expected[category] = n
     _fill(folder, found, PROFILES[profile], extra, features)
-    return [found[key] for key in sorted(found, key=lambda key: (key[1], block_order(key[0])))]
+    place = block_places(block_set for block_set, _ in found)
+    return [found[key] for key in sorted(found, key=lambda key: (key[1], place[key[0]]))]
 
 
 def _fill(
@@ -561,15 +564,13 @@ def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     return shown
 
 
-def block_order(block_set: str) -> tuple[int, str]:
-    """Return the sort key of a block set: none, single blocks, others, all."""
-    if block_set == NO_BLOCKS:
-        return -1, ""
-    if block_set == ALL_BLOCKS:
-        return 1_000, ""
-    return (
-        (default_blocks().index(block_set), "") if block_set in default_blocks() else (len(default_blocks()), block_set)
-    )
+def block_places(block_sets: Iterable[str]) -> dict[str, int]:
+    """Return the places of block sets in a table.
+
+    No blocks come first, then single blocks in the order in which a picture passes them, the others, and all.
+    """
+    order = {block: place for place, block in enumerate(pass_order(block_sets))}
+    return {name: -1 if name == NO_BLOCKS else len(order) if name == ALL_BLOCKS else order[name] for name in order}
 
 
 def present_metrics(found: Iterable[Configuration]) -> list[str]:
@@ -639,4 +640,4 @@ def _block_count(block_set: str) -> int:
     """Return the number of blocks in a block set."""
     if block_set == NO_BLOCKS:
         return 0
-    return len(default_blocks()) if block_set == ALL_BLOCKS else block_set.count("+") + 1
+    return MANY_BLOCKS if block_set == ALL_BLOCKS else block_set.count("+") + 1

@@ -18,7 +18,7 @@ from riebench.analysis.configurations import (
     LARGEST_SCORE,
     Configuration,
     TableRow,
-    block_order,
+    block_places,
     comparison_gaps,
     configurations,
     mixed_in_words,
@@ -344,7 +344,8 @@ def switched_counts(folders: Iterable[RunFolder]) -> list[SwitchedCount]:
         planned = {
             (name, category): n for (category, name, strength), n in folder.expected.items() if strength == first
         }
-        for block_set in sorted({name for name, _ in planned}, key=block_order):
+        places = block_places(name for name, _ in planned)
+        for block_set in sorted(places, key=places.__getitem__):
             mine = [r for r in chosen if (r.key.block_set, r.key.strength) == (block_set, first)]
             for category in (*ALL_CATEGORIES, EVERYTHING):
                 numbers = [r.switched or 0 for r in mine if category in (r.key.category, EVERYTHING)]

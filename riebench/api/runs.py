@@ -20,7 +20,7 @@ from riebench.jobs.run import produce, say_failures
 from riebench.models.clip import scorer_pair
 from riebench.registry import METHODS
 from riebench.runs.failures import check_success
-from riebench.runs.plan import Unit, plan
+from riebench.runs.plan import Unit
 from riebench.scoring.metrics.base import Metric
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT
@@ -126,7 +126,7 @@ def run(
     tasks, chosen = request.plan()
 
     def units() -> list[Unit]:
-        return plan(tasks, chosen, request.seeds)
+        return request.units(tasks, chosen)
 
     folders = produce(request, LOGGER.info)
     say_failures(folders, LOGGER.warning)

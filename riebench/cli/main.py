@@ -15,19 +15,20 @@ from typing import Annotated
 import typer
 
 from riebench._version import __version__
-from riebench.cli import paper, results, run, sae, tasks
+from riebench.cli import paper, run, sae, tasks
 from riebench.cli.commands import DEBUG_FLAG, LOG_FLAG, CommandGroup, RootGroup
 from riebench.cli.common import friendly
 from riebench.cli.names import check_word, words_beginning_with
+from riebench.cli.results import comparisons, stored
 from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 
 app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
-    run.run, run.doctor, run.diff, results.score, results.tables, results.leaderboard, results.compare,
-    results.publish, results.export, results.report, results.curves, paper.paper,
+    run.run, run.doctor, run.diff, stored.score, stored.tables, stored.leaderboard, comparisons.compare,
+    comparisons.compare_models, stored.publish, stored.export, stored.report, stored.curves, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
-app.add_typer(results.validity_app, name="validity")
+app.add_typer(stored.validity_app, name="validity")
 app.add_typer(tasks.app, name="tasks")
 sae.app.command()(sae.feature)
 app.add_typer(sae.app, name="sae")

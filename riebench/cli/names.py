@@ -370,7 +370,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
 """Parameter -> function that refuses a value which stands for nothing."""
 
 OTHER_MEANING = {
-    ("compare", "suite"), ("compare", "model"), ("publish", "verify"), ("paper", "redo"), ("doctor", "sae"),
+    ("compare", "suite"), ("compare", "model"), ("compare_models", "suite"), ("compare_models", "models"),
+    ("publish", "verify"), ("paper", "redo"), ("doctor", "sae"),
     ("doctor", "unet"), ("doctor", "lora"), ("doctor", "vae"),
 }  # fmt: skip
 """Verb and parameter that is no such name there, or whose absence the verb itself reports."""
@@ -427,10 +428,10 @@ def known_attentions() -> Iterable[str]:
 
 
 def known_suites() -> Iterable[str]:
-    """Return the names of the shipped suites."""
-    from riebench.tasks.suites import shipped_suites
+    """Return all names of the shipped suites."""
+    from riebench.tasks.suites import known_suites as found
 
-    return shipped_suites()
+    return found()
 
 
 def known_models() -> Iterable[str]:

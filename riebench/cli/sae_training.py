@@ -109,7 +109,7 @@ def collect_updates(
         int | None, typer.Option(min=1, help="So many captions of random scenes, for the toy models.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="Block names with commas between. [default: the four]")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Block names, commas between. [default: the usual ones]")] = None,
     signal: Annotated[
         str, typer.Option(help="What to keep of blocks: update, output, input, or several with commas between.")
     ] = "update",

@@ -38,7 +38,11 @@ def examine(job: RunRequest) -> list[Check]:
     planned, found = plan.planned, forecast(plan.planned)
     weights = needed_files(job, plan.known, plan.tasks, plan.settings)
     download = sum(check.nbytes for check in weights if check.state == "missing")
-    return [_packages(), *weights, *_device(planned, found), *_disk(job, found, download), _work(found)]
+    notes = [
+        Check(f"configuration {name}", "note", f"left out: it cannot run on this model ({why})")
+        for name, why in found.left_out.items()
+    ]
+    return [_packages(), *weights, *_device(planned, found), *_disk(job, found, download), *notes, _work(found)]
 
 
 def _packages() -> Check:

@@ -14,7 +14,7 @@ from riebench.jobs.request import RunRequest
 from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import is_shipped
-from riebench.runs.plan import plan, works_of
+from riebench.runs.plan import works_of
 from riebench.runs.prepare import check_places
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.tasks.schema import EditTask, Setting
@@ -46,7 +46,7 @@ def needed_files(
     from riebench.jobs.forecast import is_searched
 
     regions = parse_regions(job.regions or DEFAULT_REGIONS)
-    searched = bool(regions.models) and any(is_searched(work) for work in works_of(plan(tasks, settings, job.seeds)))
+    searched = bool(regions.models) and any(is_searched(work) for work in works_of(job.units(tasks, settings)))
     model = [] if is_shipped(known.spec) and not shipped else model_checks(known, job.options)
     return [
         *model,

@@ -17,7 +17,7 @@ from riebench.models.families.sizes import Shape
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import sae_bytes_of_width
 from riebench.models.spec import ModelOptions
-from riebench.runs.plan import Unit, check_request, checked_works, plan, shard_units
+from riebench.runs.plan import Unit, check_request, checked_works, shard_units
 from riebench.runs.prepare import check_places
 from riebench.store.folder import SINGLE_SHARD, RunFolder, run_path
 from riebench.store.records import RUN_FILE, RunSpec
@@ -71,7 +71,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         regions.options.check_side(known.spec.size)
     for setting in settings:
         check_places(setting, known.shape.blocks, known.spec, known.family)
-    whole = plan(tasks, settings, job.seeds)
+    whole = job.units(tasks, settings)
     units = shard_units(whole, job.engine.shard)
     digests = {unit.key.digest for unit in units}
     folders = {
@@ -98,6 +98,7 @@ def prepare_forecast(job: RunRequest) -> JobPlan:
         shard=job.engine.shard,
         sae_runs=_sae_runs(whole, settings, folders),
         family=known.family.name,
+        left_out=job.left_out,
     )
     return JobPlan(planned, known, settings, tasks)
 
@@ -232,6 +233,7 @@ def describe(found: Forecast) -> list[tuple[str, str]]:
             f"first {found.sae_runs} source pictures, {evaluations} {found.denoiser} evaluations; counted nowhere above"
         )
         lines.append(("SAE check", text))
+    lines += [("left out", f"{name}, which cannot run on this model ({why})") for name, why in found.left_out.items()]
     if found.shard != SINGLE_SHARD:
         index, count = found.shard
         lines.insert(1, ("shard", f"{index} of {count}; all that follows is this part's alone"))

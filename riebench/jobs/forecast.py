@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from riebench.blocks import default_blocks
+from riebench.blocks import usual_blocks
 from riebench.errors import RiebenchError
 from riebench.generation.memory import FULL, HALF, examples_together, footprint
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
@@ -57,6 +57,7 @@ class PlannedWork:
         shard: (i, n) if these are the units of the i-th of n parts alone.
         sae_runs: source pictures that are generated first to measure SAEs.
         family: name of the model's family.
+        left_out: official configurations that the family cannot run -> why.
     """
 
     model: ModelSpec
@@ -73,6 +74,7 @@ class PlannedWork:
     shard: tuple[int, int] = SINGLE_SHARD
     sae_runs: int = 0
     family: str = DEFAULT_FAMILY
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def per_picture(model: ModelSpec, shape: Shape) -> int:
@@ -120,7 +122,8 @@ def capture_cost(planned: PlannedWork, works: Sequence[ExampleWork]) -> CaptureC
     It is decided as `riebench.generation.memory` decides it for the run itself.
     """
     shape, model = planned.shape, planned.model
-    usual = tuple(block for block in default_blocks(planned.family) if block in shape.blocks)
+    names = MODEL_FAMILIES.get(planned.family).names
+    usual = usual_blocks([block for block in shape.blocks if names.reads_text(block)], planned.family)
     settings = {unit.setting.name: unit.setting for work in works for unit in work.units}.values()
     updates = {block for setting in settings if get_method(setting.method).needs for block in setting.blocks}
     units = {block for setting in settings if "units" in get_method(setting.method).needs for block in setting.blocks}
@@ -277,6 +280,7 @@ class Forecast:
         per_picture: evaluations of the denoiser that one picture takes.
         denoiser: what people call it.
         sae_runs: source pictures that are generated first to measure SAEs; none of the other numbers counts them.
+        left_out: official configurations that the model's family cannot run -> why.
     """
 
     model: ModelSpec
@@ -295,6 +299,7 @@ class Forecast:
     per_picture: int
     denoiser: str
     sae_runs: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -355,6 +360,7 @@ def forecast(planned: PlannedWork) -> Forecast:
         disk=disk_bytes(planned, len(missing) + 2 * len(works)),
         shard=planned.shard,
         sae_runs=planned.sae_runs,
+        left_out=planned.left_out,
         per_picture=per_picture(planned.model, planned.shape),
         denoiser=MODEL_FAMILIES.get(planned.family).denoiser_title,
     )

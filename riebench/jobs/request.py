@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from riebench.jobs.config import RunConfig, parse_config
 from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
 from riebench.models.clip import scorer_pair
-from riebench.models.lookup import ModelRecipe, blocks_on_model, own_names
+from riebench.models.lookup import ModelRecipe, blocks_on_model, own_names, refused_methods, usual_blocks_of
 from riebench.models.spec import ModelOptions
 from riebench.runs.failures import STOP_AFTER
+from riebench.runs.plan import Unit, plan
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.store.folder import REDO_MODES, Redo
@@ -246,13 +248,42 @@ class RunRequest:
         official: tuple[Setting, ...] = ()
         if self.repeat is not None and not self.settings:
             official = (stored_setting(self.repeat),)
-        elif self.settings or not self.given:
+        elif self.settings:
             official = load_settings(self.suite, self.settings, self.settings_set, trust_plugins=self.trust_plugins)
+        elif not self.given:
+            official = tuple(one for one in self._whole_set if one.name not in self.left_out)
         settings = tuple(self._with_options(setting) for setting in (*official, *self.given))
         for setting in settings:
             check_setting(setting, setting.name)
         check_masks(tasks)
         return tasks, settings
+
+    @cached_property
+    def _whole_set(self) -> tuple[Setting, ...]:
+        """All official configurations of the set, where none are named."""
+        whole = self.repeat is None and not self.settings and not self.given
+        return load_settings(self.suite, (), self.settings_set, trust_plugins=self.trust_plugins) if whole else ()
+
+    @cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """Official configurations that the model's family cannot run -> why.
+
+        They are left out where the whole set is asked for; one that is named is refused instead.
+        """
+        refused = refused_methods(self.recipe.name)
+        return {one.name: f"{one.method}: {refused[one.method]}" for one in self._whole_set if one.method in refused}
+
+    def units(self, tasks: Sequence[EditTask], settings: Sequence[Setting]) -> list[Unit]:
+        """Return the units of all shards, their block sets named for the model.
+
+        Args:
+            tasks: of `plan`.
+            settings: likewise.
+
+        Raises:
+            RiebenchError: if the model's name stands for nothing.
+        """
+        return plan(tasks, settings, self.seeds, usual=usual_blocks_of(self.recipe.name))
 
     def _check_sae_name(self) -> None:
         """Refuse a name of SAEs that cannot be part of a folder's name."""

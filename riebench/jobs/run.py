@@ -25,7 +25,7 @@ from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
-from riebench.runs.plan import Unit, checked_works, plan, shard_units
+from riebench.runs.plan import Unit, checked_works, shard_units
 from riebench.runs.prepare import check_prompts, prepare_all, prepare_setting
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.damage import folder_warnings, set_aside
@@ -67,7 +67,7 @@ def run_job(request: RunRequest, say: Say) -> None:
         tasks, settings = request.plan()
 
         def units() -> list[Unit]:
-            return shard_units(plan(tasks, settings, request.seeds), request.engine.shard)
+            return shard_units(request.units(tasks, settings), request.engine.shard)
 
         if request.engine.sharded:
             folders = generate(request, tasks, settings, say)
@@ -114,7 +114,7 @@ def measure_stored_saes(request: RunRequest, say: Say) -> None:
             raise RiebenchError(f"{suite / model.spec.name} holds no run of these configurations; nothing to measure")
         regions = parse_regions(request.regions or DEFAULT_REGIONS).identity
         prepared = prepare_all(stored, tasks[0].suite, model, request.results, None, regions, request.offline)
-        works = checked_works(plan(tasks, stored, request.seeds), fixed_noise=model.spec.fixed_noise)
+        works = checked_works(request.units(tasks, stored), fixed_noise=model.spec.fixed_noise)
         found = measure_saes(prepared, works, model, known_saes(suite), progress=request.progress)
         changed = add_figures(prepared, found, say)
         say(f"figures of SAEs were added to {changed} of {len(stored)} run folders")
@@ -167,6 +167,8 @@ def generate(
     from riebench.runs import engines
 
     engine, redo = request.engine, request.redo_mode
+    for name, why in request.left_out.items():
+        say(f"{name} is left out: it cannot run on this model ({why})")
     made, more = _load(request, tasks, settings, say)
     _find_scorer(request, made.spec)
     _refuse_another_run(request, tasks, settings, made)

@@ -269,6 +269,20 @@ def own_names(name: str, blocks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(as_named(block, known) for block in blocks)
 
 
+def refused_methods(name: str) -> Mapping[str, str]:
+    """Return the methods that cannot work on a model's family -> why.
+
+    A model that cannot be found has none here: `look_up` says what is wrong with it.
+
+    Args:
+        name: as for `look_up`.
+    """
+    try:
+        return _family_of_name(name).refused_methods
+    except RiebenchError:
+        return {}
+
+
 def _family_of_name(name: str) -> Family:
     preset, path = PRESETS.get(name), Path(name).expanduser()
     if preset is not None:

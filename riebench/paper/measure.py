@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, cluster_counts, estimate, percentile_interval
-from riebench.blocks import RESIDUAL, kind
+from riebench.blocks import RESIDUAL, kind, usual_blocks
 from riebench.errors import RiebenchError, near_match
 from riebench.generation.edits import Edit, LiveSite
 from riebench.generation.generator import Generator, NoDecodeGenerator
@@ -212,13 +212,13 @@ def generate_pictures(
     return np.concatenate(made)
 
 
-def select_blocks(job: PaperJob, model: LoadedModel, supported: Sequence[str]) -> tuple[str, ...]:
+def select_blocks(job: PaperJob, model: LoadedModel, supported: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the blocks an artefact measures: those the user names, or all supported.
 
     Args:
         job: holds the blocks that the user names.
         model: must have them.
-        supported: blocks that the artefact can measure.
+        supported: blocks that the artefact can measure; None for the usual blocks of the model.
 
     Returns:
         Blocks in the order of `supported`.
@@ -227,6 +227,7 @@ def select_blocks(job: PaperJob, model: LoadedModel, supported: Sequence[str]) -
         RiebenchError: for a block that the model does not have or the artefact does not measure.
     """
     known = known_sites(model.denoiser)
+    supported = usual_blocks(known, model.family.name) if supported is None else supported
     for block in job.blocks:
         if block not in known:
             raise RiebenchError(f"{model.spec.name} has no block {block!r}{near_match(block, known)}")

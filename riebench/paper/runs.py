@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from riebench.analysis.configurations import configurations
-from riebench.blocks import default_blocks
+from riebench.blocks import usual_blocks
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import DEFAULT_REGIONS
 from riebench.jobs.request import RunRequest
@@ -186,9 +186,9 @@ class SelectionPools:
 
 
 def count_pools(job: PaperJob) -> SelectionPools:
-    """Count features and units of the four blocks of the job's few-step model."""
+    """Count features and units of the usual blocks of the job's few-step model."""
     known = look_up(job.few_step_model, dtype=job.dtype, options=job.options)
-    units = {block: known.shape.units(block) for block in default_blocks() if block in known.shape.blocks}
+    units = {block: known.shape.units(block) for block in usual_blocks(known.shape.blocks, known.family.name)}
     place = job.sae or (known.preset.saes if known.preset else None)
     return SelectionPools(_feature_counts(place, tuple(units), job.offline) if place else {}, units)
 

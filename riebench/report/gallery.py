@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from riebench.analysis.configurations import block_order
+from riebench.analysis.configurations import block_places
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.store.shared import SHARED_NAME, SharedFolder
@@ -62,7 +62,8 @@ def gallery(folder: RunFolder, shared: SharedFolder) -> Picture | None:
     # The choice does not depend on the order of the records, which differs between workers.
     strength = min((record.key.strength for record in finished), key=lambda value: (abs(value - 1), value))
     finished = [record for record in finished if record.key.strength == strength]
-    block_sets = sorted({record.key.block_set for record in finished}, key=block_order)
+    places = block_places(record.key.block_set for record in finished)
+    block_sets = sorted(places, key=places.__getitem__)
     rows = []
     for category in sorted({record.key.category for record in finished}, key=lambda name: ALL_CATEGORIES[name]):
         chosen = _first_example(finished, category)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
-from riebench.blocks import block_set_name
+from riebench.blocks import NO_BLOCKS, block_set_name
 from riebench.errors import RiebenchError
 from riebench.methods.base import get_method
 from riebench.store.folder import REDO_MODES
@@ -60,7 +60,12 @@ class ExampleWork:
 
 
 def plan(
-    tasks: Sequence[EditTask], settings: Sequence[Setting], seeds: Sequence[int] = (0,), limit: int | None = None
+    tasks: Sequence[EditTask],
+    settings: Sequence[Setting],
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    *,
+    usual: Sequence[str] = (),
 ) -> list[Unit]:
     """List all units of a benchmark, examples outside, configurations inside.
 
@@ -69,9 +74,10 @@ def plan(
         settings: methods with their parameters.
         seeds: indices of the seeds of each example.
         limit: largest number of examples of each task.
+        usual: blocks of the model that together are called "all" (`riebench.blocks.usual_blocks`).
     """
     return [
-        Unit(setting, task, example, blocks, _key(task, example, blocks, strength, seed))
+        Unit(setting, task, example, blocks, _key(task, example, block_set_name(blocks, usual), strength, seed))
         for task in tasks
         for example in task.examples[:limit]
         for seed in seeds
@@ -87,10 +93,10 @@ def _block_sets(setting: Setting) -> tuple[tuple[str, ...], ...]:
     return setting.block_sets if get_method(setting.method).reads_blocks else ((),)
 
 
-def _key(task: EditTask, example: EditExample, blocks: tuple[str, ...], strength: float, seed: int) -> UnitKey:
+def _key(task: EditTask, example: EditExample, block_set: str, strength: float, seed: int) -> UnitKey:
     return UnitKey(
         task=task.name, task_version=task.version, category=task.category, example_id=example.id,
-        example_hash=example.content_hash, block_set=block_set_name(blocks), strength=strength, seed=seed,
+        example_hash=example.content_hash, block_set=block_set, strength=strength, seed=seed,
     )  # fmt: skip
 
 
@@ -182,5 +188,5 @@ def reference_work(work: ExampleWork, example: EditExample) -> ExampleWork:
 
     It is looked at; its unit is never made.
     """
-    key = _key(work.task, example, (), 1.0, work.seed)
+    key = _key(work.task, example, NO_BLOCKS, 1.0, work.seed)
     return replace(work, example=example, units=[replace(work.units[0], example=example, blocks=(), key=key)])

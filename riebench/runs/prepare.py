@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riebench.blocks import ATTENTION, block_of, kind, short_name
+from riebench.blocks import ATTENTION, block_of, kind, short_name, usual_blocks
 from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.generation.hooks import known_sites
 from riebench.methods.base import Method, get_method
@@ -139,6 +139,11 @@ def prepare_all(
         setting.name: prepare_setting(setting, suite, model, root, source, regions, offline, sae_cache)
         for setting in settings
     }
+
+
+def usual_blocks_of_model(model: LoadedModel) -> tuple[str, ...]:
+    """Return the blocks that experiments on a loaded model use where none are named."""
+    return usual_blocks(known_sites(model.denoiser), model.family.name)
 
 
 def packages_of(method: str, family: str, saes: Iterable[SparseAutoencoder]) -> dict[str, str]:

@@ -44,7 +44,13 @@ from riebench.runs.distribution import (
 from riebench.runs.failures import STOP_AFTER, FailureWatch
 from riebench.runs.masks import MaskMaker
 from riebench.runs.plan import ExampleWork, Unit, check_request, checked_works, plan
-from riebench.runs.prepare import PreparedSetting, environment_notes, open_folders, prepare_all
+from riebench.runs.prepare import (
+    PreparedSetting,
+    environment_notes,
+    open_folders,
+    prepare_all,
+    usual_blocks_of_model,
+)
 from riebench.runs.recorder import Pixels, Recorder
 from riebench.runs.references import References
 from riebench.runs.sae_check import Say, check_saes, known_saes, measure_saes
@@ -238,7 +244,7 @@ def run_benchmark(
     spec = parse_regions(regions)
     prepared = prepare_all(settings, tasks[0].suite, model, results_root, saes_source, spec.identity, offline)
     folders = {name: one.folder for name, one in prepared.items()}
-    units = plan(tasks, settings, seeds, limit)
+    units = plan(tasks, settings, seeds, limit, usual=usual_blocks_of_model(model))
     size = batch_size or automatic_batch_size(model)
     notes = {**environment_notes(model), "batch_size": size, **(provenance or {})}
     looked = checked_works(units, fixed_noise=model.spec.fixed_noise)

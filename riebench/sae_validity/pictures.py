@@ -16,7 +16,7 @@ from riebench.analysis.sae_score.effects import FEW
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import generate
-from riebench.models.lookup import look_up
+from riebench.models.lookup import look_up, usual_blocks_of
 from riebench.models.presets import second_scorer_for
 from riebench.runs.plan import plan
 from riebench.sae_validity.measures import SCORED_COUNT
@@ -224,7 +224,9 @@ def is_done(request: LadderRequest, part: Part) -> bool:
             hashes[setting.sae] = {block: sae.sha256 for block, sae in saes.items()}
         if folder.spec.sae_sha256 != hashes.get(setting.sae or "", {}):
             return False
-        planned = {unit.key.digest for unit in plan(tasks, (setting,), part.seeds)}
+        planned = {
+            unit.key.digest for unit in plan(tasks, (setting,), part.seeds, usual=usual_blocks_of(request.model))
+        }
         made = {record.key.digest for record in folder.records(features=False) if record.status != "error"}
         scored = {(unit, metric) for unit, metric, _ in folder.scores()}
         if not planned <= made or not {(unit, metric) for unit in planned for metric in METRICS} <= scored:

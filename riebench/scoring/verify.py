@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from riebench.blocks import block_set_blocks, block_set_name
+from riebench.blocks import ALL_BLOCKS, block_set_blocks, block_set_name
 from riebench.errors import RiebenchError, StoreError
 from riebench.store.folder import RunFolder
 from riebench.store.records import (
@@ -225,7 +225,9 @@ def _consistency(folder: RunFolder, records: Sequence[EditRecord]) -> list[str]:
         if odd:
             findings.append(f"{name} names {odd[0]}, a picture of another unit")
         # What "all" stands for depends on the model; the configuration names its blocks.
-        edited = whole.get(key.block_set) or block_set_blocks(key.block_set)
+        edited = whole.get(key.block_set)
+        if edited is None:
+            edited = setting if key.block_set == ALL_BLOCKS else block_set_blocks(key.block_set)
         outside = sorted(set(record.features) - {*edited})
         if outside:
             findings.append(f"{name} has features in {outside[0]}, which it does not edit")

@@ -28,6 +28,12 @@ REQUIRED_REGIONS: dict[str, tuple[str, ...]] = {
 }
 """Region rule -> the region keys that an example must state."""
 
+SUITE_ALIASES: dict[str, str] = {"photos": "sdxl"}
+"""Name of a shipped suite -> the name that its folder and stored runs have.
+
+The suite `photos` was written for SDXL and first named for it; any text-to-image model of photographs can run it. Both
+names work for good, and both make the same runs.
+"""
 DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
 """Suite -> model preset that it is meant for; all others are for SDXL Turbo."""
 
@@ -234,13 +240,25 @@ def data_root() -> Path:
 
 
 def shipped_suites() -> tuple[str, ...]:
-    """Return the names of the suites that ship with the package."""
+    """Return the names of the suites that ship with the package, as runs store them."""
     return tuple(sorted(folder.name for folder in (data_root() / "tasks").iterdir() if folder.is_dir()))
 
 
+def known_suites() -> tuple[str, ...]:
+    """Return all names of the shipped suites, sorted."""
+    return tuple(sorted({*shipped_suites(), *SUITE_ALIASES}))
+
+
 def suite_name(suite: str) -> str:
-    """Return the name of a suite given by name or by path."""
-    return Path(suite).expanduser().resolve().name if "/" in suite or suite.startswith(".") else suite
+    """Return the name that runs store of a suite given by name or by path."""
+    if "/" in suite or suite.startswith("."):
+        return Path(suite).expanduser().resolve().name
+    return SUITE_ALIASES.get(suite, suite)
+
+
+def suite_title(stored: str) -> str:
+    """Return a stored suite's name as headings show it, such as "photos (sdxl)"."""
+    return next((f"{name} ({stored})" for name, other in SUITE_ALIASES.items() if other == stored), stored)
 
 
 def suite_folder(suite: str) -> Path:
@@ -249,15 +267,12 @@ def suite_folder(suite: str) -> Path:
     Raises:
         RiebenchError: if there is no such suite; names the nearest match.
     """
-    shipped = data_root() / "tasks" / suite
-    if suite in shipped_suites():
-        return shipped
+    if suite in known_suites():
+        return data_root() / "tasks" / suite_name(suite)
     path = Path(suite).expanduser()
     if path.is_dir():
         return path
-    raise RiebenchError(
-        f"unknown suite {suite!r}{near_match(suite, shipped_suites())}; a folder of task files works too"
-    )
+    raise RiebenchError(f"unknown suite {suite!r}{near_match(suite, known_suites())}; a folder of task files works too")
 
 
 def default_model(suite: str) -> str:

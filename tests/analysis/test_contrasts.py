@@ -47,7 +47,7 @@ def test_sentences_hold_all_numbers_and_no_claim() -> None:
 
 
 def test_shares_that_no_example_changes_keep_an_interval() -> None:
-    from riebench.analysis.compare import _ends
+    from riebench.analysis.compare.methods import _ends
     from riebench.analysis.stats import Replicates
 
     for mean, low, high in ((0.0, -0.2425, 0.2425), (1.0, 0.7575, 1.0)):

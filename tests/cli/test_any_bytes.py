@@ -37,6 +37,7 @@ ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("tasks", "import", "dataset"): ["none.csv"],
     ("compare",): ["a", "b"],
     ("diff",): ["a", "b"],
+    ("compare-models",): ["none"],
     ("paper",): ["nothing"],
 }
 """Command -> arguments with which it would be refused anyway, so that nothing long begins."""

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from riebench.cli.commands import MANY_OPTIONS, OTHER_WORDS, PANELS, heading, own_options_first
 from riebench.cli.main import app
-from riebench.cli.results import _folders_of
+from riebench.cli.results.comparisons import _folders_of
 from riebench.store.folder import find_run_folders
 from riebench.utils.terminal import LIBRARY_VARIABLES
 
@@ -103,7 +103,7 @@ def complete(*words: str) -> list[str]:
 
 
 def test_shells_complete_names_without_heavy_imports() -> None:
-    assert complete("run", "--suite", "") == ["sdxl", "toy"]
+    assert complete("run", "--suite", "") == ["photos", "sdxl", "toy"]
     assert complete("run", "--suite", "sdxl", "sae_k1") == ["sae_k160"]
     assert complete("score", "--metrics", "lpips,clip_g") == ["lpips,clip_gain", "lpips,clip_gain_2"]
 

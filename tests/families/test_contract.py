@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from case_sana import sana_cases
 from case_sd import sd_cases
 from case_sd3 import sd3_cases
 from case_zimage import zimage_cases
+from configuration_flips import INDEX, FlipCheck, flips
 from numpy.typing import NDArray
 from tiny import tiny_model
 from tiny_flux import TOKENS, tiny_flux
+from tiny_runs import picture, task
 from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
@@ -37,6 +40,8 @@ from riebench.models.families.flux.family import FluxFamily
 from riebench.models.families.tokens.streams import TokenSite, place_of
 from riebench.models.loading import LoadedModel
 from riebench.registry import MODEL_FAMILIES
+from riebench.runs.runner import run_benchmark
+from riebench.tasks.schema import Setting
 
 PROMPTS, SEEDS, STEPS = ("a red house", "two dogs on a hill", "snow"), (3, 5, 7), 2
 PIXEL = 1 / 255 + 1e-6
@@ -344,6 +349,108 @@ def test_pictures_depend_on_no_batch_and_shared_beginnings_change_nothing(case: 
     whole = generator.generate(PROMPTS, SEEDS, edits=[late, None, None])
     shared = generator.generate(PROMPTS, SEEDS, edits=[late, None, None], prefixes=[runs.prefix])
     assert np.array_equal(whole.images, shared.images) and not np.array_equal(whole.images[0], runs.images[0])
+
+
+def family_of(case: Case) -> str:
+    """Name of the family that a case is of: the first word of its own."""
+    return case.name.split()[0]
+
+
+def made_pictures(case: Case, place: Path, **options: Any) -> dict[str, NDArray[np.int_]]:
+    """Pictures of a run of two examples at two strengths through the real runner, by unit."""
+    setting = Setting(name="patch", method="activation_patch", blocks=(case.block[0],), strengths=(1.0, 2.0))
+    (folder,) = run_benchmark([task(2)], [setting], case.load(), results_root=place, progress=False, **options)
+    return {one.key.digest: picture(folder, one) for one in folder.records() if one.status == "ok"}
+
+
+def assert_same(found: Mapping[str, NDArray[np.int_]], wanted: Mapping[str, NDArray[np.int_]]) -> None:
+    """Assert that pictures are the same up to one step of 255, which is what other batches may move."""
+    assert found.keys() == wanted.keys()
+    assert all(np.abs(found[unit] - wanted[unit]).max() <= 1 for unit in wanted)
+
+
+@everywhere
+def test_runs_go_on_after_a_stop_and_come_in_shards_and_batches_of_any_size(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made_pictures(case, tmp_path / "whole", batch_size=2)
+    assert len(whole) == 4 and len({found.tobytes() for found in whole.values()}) == 4
+    rows: list[int] = []
+    original = Generator.generate
+
+    def counted(self: Generator, prompts: Any, *args: Any, **options: Any) -> Any:
+        edits = [one for one in options.get("edits") or () if one is not None]
+        if edits and rows and stopping:
+            raise KeyboardInterrupt
+        rows.extend(len(edits) for _ in edits[:1])
+        return original(self, prompts, *args, **options)
+
+    monkeypatch.setattr(Generator, "generate", counted)
+    stopping = True
+    with pytest.raises(KeyboardInterrupt):
+        made_pictures(case, tmp_path / "stopped", batch_size=2)
+    assert sum(rows) == 2
+    stopping = False
+    assert_same(made_pictures(case, tmp_path / "stopped", batch_size=2), whole)
+    assert sum(rows) == len(whole), "what was recorded before the stop is made again"
+    parts = [made_pictures(case, tmp_path / "shards", shard=(part, 2)) for part in (1, 2)]
+    assert 0 < len(parts[0]) < len(whole)
+    assert_same(parts[1], whole)
+    assert_same(made_pictures(case, tmp_path / "alone", batch_size=1), whole)
+
+
+KEYS_ELSEWHERE = ("sdxl",)
+"""Families whose keys are tried in a module of their own."""
+ALL_BUT_TEXT = ("flux",)
+"""Families of which all keys but those of the text encoders are tried every time; of others fewer, all where slow."""
+QUICK_PARTS = (INDEX, "transformer", "unet", "scheduler")
+
+
+def key_failures(case: Case, place: Path, *, quick: bool) -> list[str]:
+    """Keys of a case's model folder that are neither obeyed nor refused; its family's cases share them."""
+    check = FlipCheck(case.load(), case.arguments, PROMPTS[:1], SEEDS[:1])
+    others = [one for one in CASES if family_of(one) == family_of(case)]
+    found = flips(check.folder)
+    if quick and family_of(case) in ALL_BUT_TEXT:
+        found = [one for one in found if not one.component.startswith("text_encoder")]
+    elif quick:
+        found = [one for one in found if one.component in QUICK_PARTS]
+    if quick:
+        found = found[others.index(case) :: len(others)]
+    assert len(found) > 5
+    return list(check.failures(found, place))
+
+
+with_keys = pytest.mark.parametrize(
+    "case", [one for one in CASES if family_of(one) not in KEYS_ELSEWHERE], ids=lambda case: case.name
+)
+
+
+@with_keys
+def test_every_key_of_a_model_folder_is_obeyed_or_refused(case: Case, tmp_path: Path) -> None:
+    assert key_failures(case, tmp_path, quick=True) == []
+
+
+@pytest.mark.slow
+@with_keys
+def test_every_key_of_every_case_is_obeyed_or_refused(case: Case, tmp_path: Path) -> None:
+    assert key_failures(case, tmp_path, quick=False) == []
+
+
+def test_keys_that_are_not_obeyed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[2]
+    check = FlipCheck(case.load(), case.arguments, PROMPTS[:1], SEEDS[:1])
+    shift, patch = (next(one for one in flips(check.folder) if one.key == key) for key in ("shift", "patch_size"))
+    own = case.load().pipe.scheduler
+    usual = type(own).from_config(own.config)
+    monkeypatch.setattr(FluxFamily, "loading_options", lambda self: {"scheduler": usual})
+    monkeypatch.setattr(FlipCheck, "_options", lambda self, model: {})
+    (found,) = check.failures([shift], tmp_path / "ignored")
+    assert "scheduler: shift=" in found and "of 255 apart" in found
+    monkeypatch.setattr(FluxFamily, "check_config", lambda *_: None)
+    monkeypatch.setattr(FluxFamily, "check_weights", lambda *_: None)
+    (found,) = check.failures([patch], tmp_path / "unchecked")
+    assert "transformer: patch_size=" in found
 
 
 class TextForImage(FluxFamily):

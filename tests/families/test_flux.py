@@ -422,7 +422,7 @@ def test_a_job_makes_what_its_dry_run_says_on_every_block(job: RunRequest, monke
     run_job(flux, lambda line: None)
     assert sum(rows) == planned.evaluations
     patched = records_by_setting(flux)["patch"]
-    assert {record.key.block_set for record in patched} == {*ALL, "+".join(ALL)}
+    assert {record.key.block_set for record in patched} == {*ALL, "all"}
     assert [record.status for record in patched] == ["ok"] * 10
 
 

@@ -12,7 +12,15 @@ from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.presets import PRESETS
 from riebench.tasks.schema import CATEGORIES
 from riebench.tasks.settings import load_setting_file, load_settings, setting_names
-from riebench.tasks.suites import check_prompt_lengths, default_model, load_suite, load_task, shipped_suites
+from riebench.tasks.suites import (
+    check_prompt_lengths,
+    default_model,
+    load_suite,
+    load_task,
+    shipped_suites,
+    suite_name,
+    suite_title,
+)
 
 GOOD = """\
 category: change_object
@@ -254,6 +262,17 @@ def test_suites_without_settings_of_their_own_take_those_for_sdxl(tmp_path: Path
     assert default_model("sdxl") == default_model(str(tmp_path)) == "sdxl-turbo"
     assert setting_names(str(tmp_path)) == setting_names("sdxl") != setting_names("toy")
     assert {default_model(suite) for suite in shipped_suites()} <= set(PRESETS)
+
+
+def test_the_suite_of_photographs_has_two_names_and_one_identity(tmp_path: Path) -> None:
+    assert load_suite("photos") == load_suite("sdxl") and load_suite("photos")[0].suite == "sdxl"
+    assert load_settings("photos") == load_settings("sdxl") and default_model("photos") == "sdxl-turbo"
+    assert suite_title("sdxl") == "photos (sdxl)" and suite_title("toy") == "toy"
+    # A folder of that name is another suite.
+    (tmp_path / "photos").mkdir()
+    assert suite_name(str(tmp_path / "photos")) == "photos"
+    with pytest.raises(RiebenchError, match=r"did you mean 'photos'"):
+        load_suite("photo")
 
 
 def test_settings_are_found_and_slips_named(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from riebench.analysis.tables import outsized_notes
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.analysis.tradeoff.response.distances import off_distribution_columns
 from riebench.scoring.profiles import DEFAULT
+from riebench.tasks.suites import suite_title
 from riebench.utils.markup import Block, BulletList, Code, Heading, Name, Paragraph, Piece
 
 HEADER = ("rank", "method", "mean gain", "95 % interval", "completion", "LPIPS", "notes")
@@ -94,7 +95,7 @@ def method_section(suite: str, model: str, read: Sequence[ReadFolder]) -> Sectio
         }
         for standing in sorted(standings, key=lambda standing: inputs_order(places[standing.entry]))
     )  # fmt: skip
-    title = (Name(suite), " on ", Name(model))
+    title = (Name(suite_title(suite)), " on ", Name(model))
     conclusion = method_conclusion(comparison, standings)
     if not both and any(standing.group is not None for standing in standings):
         conclusion = (*conclusion, f" {ONE_SCORER}")

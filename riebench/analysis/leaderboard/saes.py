@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from riebench.analysis.configurations import block_order
+from riebench.analysis.configurations import block_places
 from riebench.analysis.leaderboard.rows import NO_RANK
 from riebench.models.sae_quality import variance_text
 from riebench.store.folder import RunFolder
@@ -89,7 +89,8 @@ def sae_blocks(folders: Iterable[RunFolder]) -> list[Block]:
             used.add(setting.group or setting.name, figures.get(block))
     if not found:
         return []
-    rows = sorted(found.values(), key=lambda one: (block_order(one.block), one.label))
+    places = block_places(one.block for one in found.values())
+    rows = sorted(found.values(), key=lambda one: (places[one.block], one.label))
     return [Heading(3, ("SAEs",)), MarkupTable.of(HEADER, (one.cells for one in rows)), _definitions()]
 
 

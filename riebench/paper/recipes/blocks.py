@@ -14,7 +14,7 @@ from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.standings import Entry
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES
 from riebench.analysis.tradeoff import SampleMean
-from riebench.blocks import default_blocks
+from riebench.blocks import pass_order
 from riebench.errors import RiebenchError
 from riebench.paper.artefact import (
     Artefact,
@@ -152,7 +152,7 @@ def single_block_families(entries: Iterable[Entry], folders: Iterable[RunFolder]
 
 def _build_family(best: dict[str, Entry], settings: dict[str, Setting]) -> Family | None:
     """Return the family of these entries; None without levels that all of them have."""
-    order = [block for block in (*default_blocks(), WHOLE) if block in best]
+    order = [*pass_order(block for block in best if block != WHOLE), *(name for name in (WHOLE,) if name in best)]
     if WHOLE not in best or len(order) < 3:
         return None
     shared = set.intersection(*({c.strength for c in best[name].configurations} for name in order))

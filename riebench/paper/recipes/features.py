@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, Estimate, estimate
-from riebench.blocks import default_blocks
 from riebench.errors import RiebenchError
 from riebench.features.activity import Picture
 from riebench.features.labels import Labels, read_labels
@@ -167,7 +166,7 @@ def make(job: PaperJob) -> Artefact:
     """
     labels = None if job.labels is None else read_labels(job.labels)
     model = job.load(job.few_step_model)
-    blocks = select_blocks(job, model, default_blocks())
+    blocks = select_blocks(job, model)
     saes = model_saes(job.sae, model, blocks, offline=job.offline)
     _check_labels(labels, saes)
     samples = job.samples(job.named_prompts(model.spec, PROMPTS))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from riebench.blocks import ALL_BLOCKS, default_blocks
+from riebench.blocks import ALL_BLOCKS
 from riebench.generation.generator import Generator
 from riebench.paper.artefact import Artefact, Column, Row, Table, select_rows, values_of
 from riebench.paper.drawing import bars, number
@@ -61,7 +61,7 @@ JUDGED = (
 def make(job: PaperJob) -> Artefact:
     """Measure every SAE of every block, or read what was measured."""
     model = job.load(job.few_step_model)
-    blocks = select_blocks(job, model, default_blocks())
+    blocks = select_blocks(job, model)
     saes = load_block_saes(job, model, blocks)
     samples = job.samples(job.named_prompts(model.spec))
     sets = [{one.block: one.sae} for one in saes]

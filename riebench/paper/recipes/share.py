@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, estimate
-from riebench.blocks import default_blocks
+from riebench.blocks import pass_order
 from riebench.paper.artefact import (
     Artefact,
     Column,
@@ -141,8 +141,7 @@ def share_rows(folder: RunFolder) -> list[Row]:
         if planned_at == strength and block_set in block_sets:
             expected[category] = expected.get(category, 0) + n
     clusters = {r.key.example_id: r.cluster for r in chosen if r.cluster is not None}
-    blocks = [block for block in default_blocks() if any(block in r.features for r in chosen)]
-    blocks += sorted({block for r in chosen for block in r.features} - {*blocks})
+    blocks = pass_order(block for record in chosen for block in record.features)
     rows: list[Row] = []
     for side, called in SIDES.items():
         for block in blocks:

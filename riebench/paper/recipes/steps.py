@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from riebench.analysis.stats import estimate
-from riebench.blocks import default_blocks
+from riebench.errors import RiebenchError
+from riebench.generation.hooks import known_sites
 from riebench.paper.artefact import (
     Artefact,
     ArtefactSettings,
@@ -153,7 +154,7 @@ def measure_steps(job: PaperJob) -> StepMeasurements:
         RiebenchError: if a model or an SAE cannot be loaded, or they do not fit each other.
     """
     few = job.load(job.few_step_model)
-    blocks = select_blocks(job, few, default_blocks())
+    blocks = select_blocks(job, few)
     saes = model_saes(job.sae, few, blocks, offline=job.offline)
     samples = job.samples(job.named_prompts(few.spec))
     models = [job.load(job.few_step_model, steps) for steps in job.steps]
@@ -162,6 +163,10 @@ def measure_steps(job: PaperJob) -> StepMeasurements:
     rows: list[Row] = []
     for model in models:
         for block, sae in saes.items():
+            if block not in known_sites(model.denoiser):
+                raise RiebenchError(
+                    f"{model.spec.name} has no block {block}; give a --base with the same blocks, or none"
+                )
             check_width(sae, block, model)
         key = {"pass": 1, "model": model.spec.identity, "saes": sae_key(saes), "runs": samples_key(samples)}
         rows += job.cached_rows(FOLDER, key, partial(_measure, job, model, samples, saes))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from riebench.blocks import default_blocks
 from riebench.models.presets import is_shipped
 from riebench.paper.artefact import Artefact, ArtefactSettings, Column, Row, Table, View, select_rows, values_of
 from riebench.paper.drawing import finish, line, number, panels
@@ -97,7 +96,7 @@ class Candidate:
 def make(job: PaperJob) -> Artefact:
     """Measure every SAE, or read what was measured."""
     model = job.load(job.few_step_model, 1)
-    blocks = select_blocks(job, model, default_blocks())
+    blocks = select_blocks(job, model)
     candidates, words = _candidates(job, model, blocks)
     samples = job.samples(job.named_prompts(model.spec))
     shared_key = {"measure": 1, "model": model.spec.identity, "runs": samples_key(samples)}

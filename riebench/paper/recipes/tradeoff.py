@@ -118,7 +118,7 @@ def make(job: PaperJob) -> Artefact:
     return Artefact(
         name=NAME,
         title="Trade-off of SAE features, neurons and steering",
-        shows=_description(job.profile),
+        shows=_description(job.profile, len(pools.units)),
         tables=tuple(table for table in tables if table.rows),
         settings=_settings(found, pools, job.profile),
         notes=tuple(notes),
@@ -127,14 +127,20 @@ def make(job: PaperJob) -> Artefact:
     )
 
 
-def _description(profile: str) -> str:
-    """Return the paragraph on reading the artefact under a profile."""
+def _description(profile: str, blocks: int) -> str:
+    """Return the paragraph on reading the artefact under a profile.
+
+    Args:
+        profile: its name.
+        blocks: number of the model's usual blocks.
+    """
+    count = "four" if blocks == 4 else str(blocks)
     ranked = metric_format(PROFILES[profile].rank)
     text = (
-        "Each edit strength of each method edits all four blocks of every example: mean LPIPS to the source picture "
-        f"against {ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
+        f"Each edit strength of each method edits all {count} blocks of every example: mean LPIPS to the source "
+        f"picture against {ranked.title}. Means run over seeds, then examples, then categories; `scored` is "
         "the least of the metrics' counts. `switched` features or units go on and as many off; `share` is that part of "
-        "all there are in the four blocks. "
+        f"all there are in the {count} blocks. "
     )
     if profile != DEFAULT:
         return text + (

@@ -308,7 +308,7 @@ def run_with_workers(
             for name, spec in info.specs.items()
         }
         model = next(iter(info.specs.values())).model
-        units = plan(tasks, settings, seeds, limit)
+        units = plan(tasks, settings, seeds, limit, usual=info.usual)
         notes = {**info.notes, "batch_size": info.batch_size, "workers": count, **provenance}
         regions = parse_regions(assignment.regions)
         checked = check_saes(info.saes, folders, units, accept=accept_sae, redo=redo, say=say)

@@ -28,7 +28,7 @@ from riebench.generation.regions.options import parse_regions
 from riebench.models.lookup import ModelRecipe
 from riebench.runs.distribution import prepare_watch
 from riebench.runs.plan import ExampleWork, checked_works, plan
-from riebench.runs.prepare import check_prompts, environment_notes, prepare_all
+from riebench.runs.prepare import check_prompts, environment_notes, prepare_all, usual_blocks_of_model
 from riebench.runs.sae_check import KnownSaes, SaeMeasurement, measure_saes
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord, RunSpec, UnitKey
@@ -78,12 +78,14 @@ class WorkerInfo:
         notes: versions and device, for run.json.
         batch_size: pictures generated at once.
         saes: figures of the SAEs, which each worker measures on the same pictures.
+        usual: blocks of the model that together are called "all".
     """
 
     specs: dict[str, RunSpec]
     notes: dict[str, Any]
     batch_size: int
     saes: SaeMeasurement = field(default_factory=SaeMeasurement)
+    usual: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,10 @@ class WorkerRunner:
         }  # fmt: skip
         size = assignment.batch_size or automatic_batch_size(model)
         specs = {name: one.folder.spec for name, one in prepared.items()}
-        units = plan(assignment.tasks, assignment.settings, assignment.seeds, assignment.limit)
+        usual = usual_blocks_of_model(model)
+        units = plan(assignment.tasks, assignment.settings, assignment.seeds, assignment.limit, usual=usual)
         saes = measure_saes(prepared, checked_works(units, fixed_noise=model.spec.fixed_noise), model, assignment.known)
-        self.info = WorkerInfo(specs, environment_notes(model), size, saes)
+        self.info = WorkerInfo(specs, environment_notes(model), size, saes, usual)
         # Each worker measures on the same pictures; the first file that arrives is kept.
         watch = prepare_watch(prepared, units, model, assignment.pool, assignment.references.get(model.spec.name, {}))
         self._to_send = dict(watch.files)

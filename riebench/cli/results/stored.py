@@ -1,4 +1,4 @@
-"""Verbs on stored results: score, tables, leaderboard, compare and others.
+"""Verbs on stored results: score, tables, leaderboard, publish and others.
 
 The others write the report, exports for other programs, response curves and the validity document.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -35,10 +35,7 @@ from riebench.cli.common import (
 from riebench.cli.names import completing, known_metrics
 from riebench.errors import RiebenchError
 from riebench.utils.collector import pause_collector
-from riebench.utils.terminal import print_document, print_line
-
-if TYPE_CHECKING:
-    from riebench.store.folder import RunFolder
+from riebench.utils.terminal import print_line
 
 
 @friendly
@@ -218,53 +215,6 @@ def publish(
         print_line(one.path)
     if push_to is not None:
         print_line(push_results(folder, [one.path for one in made], push_to))
-
-
-@friendly
-def compare(
-    first: Annotated[str, typer.Argument(help="A method configuration, or a group of them.")],
-    second: Annotated[str, typer.Argument(help="What it is compared with.")],
-    results: ResultsOption = None,
-    suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model, if there are results of several.")] = None,
-) -> None:
-    """Compare two methods: paired difference of mean gains, by category and block set."""
-    pause_collector()
-    from riebench.analysis.compare import compare as compared
-    from riebench.analysis.compare import comparison_text, few_levels_note
-
-    stored = folders_in(results_to_read(results))
-    folders = _folders_of(stored, suite, model)
-    groups = sorted({(folder.spec.suite, folder.spec.model.name) for folder in folders or stored})
-    if len(groups) != 1 or not folders:
-        known = ", ".join(f"--suite {suite} --model {model}" for suite, model in groups)
-        raise RiebenchError(f"one suite and model can be compared at a time; there are: {known}")
-    found = compared(folders, first, second)
-    print_document(comparison_text(found, first, second, few_levels_note(folders, (first, second))))
-
-
-def _folders_of(folders: list[RunFolder], suite: str | None, model: str | None) -> list[RunFolder]:
-    """Choose the runs of a suite and a model.
-
-    Each is named as it was for `riebench run`, or as it is stored. A model's own name comes before that of its folder,
-    file or hub id, and these before names that say what was changed about it, such as its steps.
-    """
-    from riebench.models.spec import source_name
-    from riebench.tasks.suites import suite_name
-
-    if suite is not None:
-        folders = [folder for folder in folders if folder.spec.suite in (suite, suite_name(suite))]
-    if model is None:
-        return folders
-    short = source_name(model)
-    for fits in (
-        lambda spec: spec.name == model,
-        lambda spec: spec.name == short or spec.source == model.partition("@")[0],
-        lambda spec: spec.name.startswith(f"{short}-"),
-    ):
-        if found := [folder for folder in folders if fits(folder.spec.model)]:
-            return found
-    return []
 
 
 @friendly

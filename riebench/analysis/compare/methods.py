@@ -20,7 +20,7 @@ from riebench.analysis.multiple import ALPHA, step_down
 from riebench.analysis.standings import ENDS, MIN_LEVELS, Entry, MethodComparison, entries
 from riebench.analysis.stats import BOOTSTRAP_SEED, LEVEL, REPLICATES, Replicates, wilson
 from riebench.analysis.tradeoff import Examples, SampleMean
-from riebench.blocks import block_set_name
+from riebench.blocks import ALL_BLOCKS, block_set_name
 from riebench.errors import RiebenchError, near_match
 from riebench.registry import METRICS
 from riebench.scoring.profiles import metric_format
@@ -288,7 +288,10 @@ def _configuration(folders: Sequence[RunFolder], text: str) -> Configuration:
     if folder is None:
         raise RiebenchError(f"no configuration {name!r}{near_match(name, [one.spec.setting.name for one in folders])}")
     whole = block_set_name(folder.spec.setting.blocks)
-    found = [c for c in configurations(folder) if c.block_set == whole]
+    everything = configurations(folder)
+    # Together, the usual blocks of a model of another size than its family's official one are "all" as well.
+    whole = whole if any(c.block_set == whole for c in everything) else ALL_BLOCKS
+    found = [c for c in everything if c.block_set == whole]
     strengths = [f"{c.strength:g}" for c in found]
     wanted = strength or f"{folder.spec.setting.strengths[0]:g}"
     if wanted not in strengths:

@@ -1,0 +1,1 @@
+"""Verbs on stored results: `stored` writes and publishes, `comparisons` compares."""
