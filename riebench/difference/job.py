@@ -52,13 +52,13 @@ def explain(
     Raises:
         RiebenchError: if one is no run folder, or they share no unit.
     """
-    folders = tuple(_folder(path) for path in (first, second))
+    folders = _folder(first), _folder(second)
     pairs = shared_units(*folders)
     found = causes(*folders, pairs)
     steps: list[Step] = []
     if count and any(pair.gap > 1 for pair in pairs):
         with tempfile.TemporaryDirectory(prefix="riebench-diff-") as work:
-            steps = recompute((folders[0], folders[1]), found, chosen_units(pairs, count), Path(work), given, say)
+            steps = recompute(folders, found, chosen_units(pairs, count), Path(work), given, say)
     apart = Counter(metric for pair in pairs for metric, gap in pair.gaps.items() if gap > 1)
     sentence = conclusion(found, steps, pairs)
     same = sum(pair.same_picture for pair in pairs)

@@ -82,7 +82,8 @@ def use_denoiser_device(pipe: Any, family: Family, options: ModelOptions) -> Non
         options: how it was placed.
     """
     if options.offload == "none":
-        pipe.__class__ = _with_device_of(type(pipe), family.denoiser_part)
+        plain: Any = type(pipe)
+        pipe.__class__ = _with_device_of(plain, family.denoiser_part)
 
 
 @lru_cache

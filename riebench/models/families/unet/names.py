@@ -23,8 +23,8 @@ _PATH = re.compile(
 class UNetNames(BlockNames):
     """Names that hold for every U-Net; which blocks there are, each family says."""
 
-    known = ()
-    default = ()
+    known: tuple[str, ...] = ()
+    default: tuple[str, ...] = ()
     prefixes = ("unet", "down", "mid", "up")
 
     def short_name(self, name: str) -> str | None:

@@ -53,7 +53,7 @@ def check_steps(
 
     entry = read_json(folder / INDEX).get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if name not in classes:
+    if name is None or name not in classes:
         raise RiebenchError(f"{shown}: {INDEX} says scheduler {name or 'null'}; {brand}'s is {' or '.join(classes)}")
     config = read_json(folder / FILE)
     where = f"{shown}: {name} ({FILE})"

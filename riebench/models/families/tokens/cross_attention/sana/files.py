@@ -43,9 +43,9 @@ SPRINT_PRESETS: tuple[Preset, ...] = (
 )
 """The models distilled to few steps."""
 
-REPOSITORIES = (f"{OWNER}/Sana_1600M", f"{OWNER}/Sana_600M", f"{OWNER}/SANA1.5")
+REPOSITORIES: tuple[str, ...] = (f"{OWNER}/Sana_1600M", f"{OWNER}/Sana_600M", f"{OWNER}/SANA1.5")
 """Beginnings of hub ids of SANA's official models."""
-SPRINT_REPOSITORIES = (f"{OWNER}/Sana_Sprint",)
+SPRINT_REPOSITORIES: tuple[str, ...] = (f"{OWNER}/Sana_Sprint",)
 
 OTHER_PIPELINES: Mapping[str, str] = {
     "SanaControlNetPipeline": "SANA with control pictures",

@@ -19,7 +19,7 @@ TEXT_NAMES = ("prompt_embeds", "prompt_attention_mask")
 
 
 @lru_cache(maxsize=8)
-def usual(pipeline: type[Any], name: str) -> Any:
+def usual(pipeline: Any, name: str) -> Any:
     """Return what a pipeline's call takes where an argument is not given."""
     return inspect.signature(pipeline.__call__).parameters[name].default
 
