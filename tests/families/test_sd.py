@@ -134,10 +134,10 @@ def test_operations_and_measures_of_a_folder_are_those_that_are_counted() -> Non
     assert found.shape.positions("mid.0", 36) == seen[0] ** 2 == 9
 
 
-@pytest.mark.parametrize(("kind", "guidance"), [("1.5", 3.0), ("turbo", 0.0)])
+@pytest.mark.parametrize(("kind", "guidance"), [("pndm", 3.0), ("turbo", 0.0)])
 def test_pictures_are_those_of_diffusers_with_ddim_in_the_place_of_pndm(kind: Any, guidance: float) -> None:
     model = tiny_sd(2, guidance, kind)
-    given = {"scheduler": DDIMScheduler.from_config(model.pipe.scheduler.config)} if kind == "1.5" else {}
+    given = {"scheduler": DDIMScheduler.from_config(model.pipe.scheduler.config)} if kind == "pndm" else {}
     own = StableDiffusionPipeline.from_pretrained(
         tiny_sd_folder(kind), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **given
     )
@@ -150,6 +150,7 @@ def test_pictures_are_those_of_diffusers_with_ddim_in_the_place_of_pndm(kind: An
     assert np.abs(made / 255 - wanted).max() <= PIXEL and made.std() > 5
     assert model.pipe.safety_checker is None and not model.pipe.config.requires_safety_checker
     config = model.pipe.scheduler.config
+    assert isinstance(model.pipe.scheduler, DDIMScheduler) == (kind == "pndm")
     assert config.beta_start == 0.00085 and config.steps_offset == 1 and not config.get("clip_sample")
 
 
@@ -171,6 +172,8 @@ KINDS: tuple[Any, ...] = ("1.5", "2.1", "turbo")
     [
         ({"unet": {"in_channels": 9}}, r"U-Net of another kind .*in_channels 9\); Stable Diffusion has None and 4"),
         ({"unet": {"addition_embed_type": "text_time"}}, "'text_time'.*; Stable Diffusion has None and 4"),
+        ({"unet": {"conv_in_kernel": 6}}, "conv_in_kernel 6; an even side"),
+        ({"unet": {"downsample_padding": 2}}, "downsample_padding 2; the U-Net has 1 or 0"),
         ({"unet": {"cross_attention_dim": 24}}, r"cross_attention_dim 24, but the text is 16 wide \(hidden_size of"),
         ({"unet": {"use_linear_projection": True}}, "use_linear_projection True, but the weights have convolutions"),
         ({"unet": {"sample_size": 32, "_diffusers_version": "0.6.0"}}, "sample_size 32 .* takes for 64"),

@@ -36,11 +36,12 @@ BLOCKS = (
     *(f"up.{level}.{index}" for level in (1, 2, 3) for index in (0, 1, 2)),
 )  # fmt: skip
 """The sixteen blocks with attention."""
-Kind = Literal["1.5", "2.1", "turbo"]
+Kind = Literal["1.5", "pndm", "2.1", "turbo"]
 _FOLDER = tempfile.TemporaryDirectory(prefix="riebench-tiny-sd-")
 _BETAS: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 _SCHEDULERS: dict[str, Any] = {
-    "1.5": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),
+    "1.5": lambda: DDIMScheduler(**_BETAS, set_alpha_to_one=False, clip_sample=False),
+    "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),
     "2.1": lambda: DDIMScheduler(**_BETAS, prediction_type="v_prediction", set_alpha_to_one=False, clip_sample=False),
     "turbo": lambda: EulerDiscreteScheduler(**_BETAS, timestep_spacing="trailing"),
 }
@@ -49,12 +50,14 @@ _SCHEDULERS: dict[str, Any] = {
 def tiny_sd_pipeline(folder: Path, kind: Kind, **changes: Any) -> Path:
     """Writes a pipeline folder with the sixteen blocks (2 by 2 positions in the middle at 32 px) and returns it.
 
-    1.5 ends its blocks with a convolution, the others with a linear layer. A safety checker is named, and not there.
+    1.5 ends its blocks with a convolution, 2.1 and turbo with a linear layer; "pndm" is 1.5 with the scheduler that its
+    files state. A safety checker is named, and not there.
     """
     torch.manual_seed(0)
+    first = kind in ("1.5", "pndm")
     unet = UNet2DConditionModel(
         sample_size=SIDE, block_out_channels=CHANNELS, cross_attention_dim=16, norm_num_groups=4,
-        attention_head_dim=2 if kind == "1.5" else (1, 1, 2, 2), use_linear_projection=kind != "1.5", **changes,
+        attention_head_dim=2 if first else (1, 1, 2, 2), use_linear_projection=not first, **changes,
     )  # fmt: skip
     vae = AutoencoderKL(
         block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=SIZE, scaling_factor=0.18215,
@@ -83,7 +86,7 @@ def tiny_sd_pipeline(folder: Path, kind: Kind, **changes: Any) -> Path:
     return folder
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def tiny_sd_folder(kind: Kind = "1.5") -> Path:
     """The tiny pipeline's folder, made once per test run."""
     return tiny_sd_pipeline(Path(_FOLDER.name) / f"tiny-sd-{kind}", kind)

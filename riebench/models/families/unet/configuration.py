@@ -23,6 +23,11 @@ BLOCK_TYPES = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 """Key of a U-Net -> kinds of blocks whose updates can be read and changed."""
+WORDS: dict[str, tuple[Any, ...]] = {
+    "resnet_time_scale_shift": ("default", "scale_shift"), "time_embedding_type": ("positional", "fourier"),
+    "downsample_padding": (1, 0),
+}  # fmt: skip
+"""Key of a U-Net -> values with which it can be built and its levels fit, the usual one first."""
 MID_BLOCK_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 LATENT_CHANNELS, COLOURS, TIME_NUMBERS, TOKENS = 4, 3, 6, 77
 """Channels of latents and pictures, numbers that say a picture's size and crop, and the longest text of a CLIP."""
@@ -188,7 +193,20 @@ def _unet(config: Config, title: str) -> Iterator[str]:
             yield f"says {key} {other[0]}; blocks are edited in {' and '.join(known)} only"
     if config.get("mid_block_type", MID_BLOCK_TYPES[0]) not in MID_BLOCK_TYPES:
         yield f"says mid_block_type {config['mid_block_type']}; blocks are edited in {MID_BLOCK_TYPES[0]} only"
+    yield from _words(config)
     yield from _divisors(config)
+
+
+def _words(config: Config) -> Iterator[str]:
+    for key, known in WORDS.items():
+        if config.get(key, known[0]) not in known:
+            yield f"says {key} {config[key]!r}; the U-Net has {' or '.join(map(repr, known))}"
+    reverse = config.get("reverse_transformer_layers_per_block")
+    if reverse is not None and not isinstance(reverse, list | tuple):
+        yield f"says reverse_transformer_layers_per_block {reverse!r}; it is a list of numbers, one for each level"
+    for key in ("conv_in_kernel", "conv_out_kernel"):
+        if config.get(key, 3) % 2 == 0:
+            yield f"says {key} {config[key]}; an even side would change the size of the latents"
 
 
 def _divisors(config: Config) -> Iterator[str]:
