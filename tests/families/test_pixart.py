@@ -115,24 +115,27 @@ def test_configurations_that_would_not_be_obeyed_are_refused(
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("guidance", "changes"),
     [
-        {"vae": {"scaling_factor": 0.3}},
-        {"scheduler": {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}},
-        {"index": {"scheduler": ["diffusers", "DDIMScheduler"]}, "scheduler": {"_class_name": "DDIMScheduler"}},
+        (0.0, {"vae": {"scaling_factor": 0.3}}),
+        (3.0, {"scheduler": {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}}),
+        (0.0, {"index": {"scheduler": ["diffusers", "DDIMScheduler"]}, "scheduler": {"_class_name": "DDIMScheduler"}}),
     ],
     ids=str,
 )
-def test_configurations_that_are_not_refused_are_obeyed(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_configurations_that_are_not_refused_are_obeyed(
+    tmp_path: Path, guidance: float, changes: dict[str, Any]
+) -> None:
     folder = copy_of(tmp_path, changes)
     own = PixArtSigmaPipeline.from_pretrained(folder)
     own.set_progress_bar_config(disable=True)
     wanted = own(
-        "Snow", num_inference_steps=2, height=SIZE, width=SIZE, guidance_scale=2.0, use_resolution_binning=False,
-        generator=torch.Generator("cpu").manual_seed(1), output_type="np", clean_caption=False,
+        "Snow", num_inference_steps=2, height=SIZE, width=SIZE, guidance_scale=guidance,
+        use_resolution_binning=False, generator=torch.Generator("cpu").manual_seed(1), output_type="np",
+        clean_caption=False,
     ).images  # fmt: skip
-    made = Generator(load_model(str(folder), steps=2, guidance=2.0)).generate(["Snow"], [1]).images
-    usual = Generator(tiny_pixart(2, 2.0)).generate(["Snow"], [1]).images
+    made = Generator(load_model(str(folder), steps=2, guidance=guidance)).generate(["Snow"], [1]).images
+    usual = Generator(tiny_pixart(2, guidance)).generate(["Snow"], [1]).images
     assert np.abs(made / 255 - wanted).max() <= 1 / 255 + 1e-6 and not np.array_equal(made, usual)
 
 

@@ -179,29 +179,29 @@ def test_configurations_of_sprint_are_refused_likewise(tmp_path: Path, changes: 
 
 
 @pytest.mark.parametrize(
-    ("sprint", "steps", "changes"),
+    ("sprint", "steps", "guidance", "changes"),
     [
-        (False, 2, {"vae": {"scaling_factor": 0.9}}),
-        (False, 2, {"scheduler": {"flow_shift": 1.0}}),
-        (False, 2, {"scheduler": {"algorithm_type": "sde-dpmsolver++"}}),
-        (False, 2, {"transformer": {"timestep_scale": 0.2}}),
-        (True, 3, {"transformer": {"guidance_embeds_scale": 0.9}}),
+        (False, 2, 3.0, {"vae": {"scaling_factor": 0.9}}),
+        (False, 2, 0.0, {"scheduler": {"flow_shift": 1.0}}),
+        (False, 2, 3.0, {"scheduler": {"algorithm_type": "sde-dpmsolver++"}}),
+        (False, 2, 0.0, {"transformer": {"timestep_scale": 0.2}}),
+        (True, 3, 4.5, {"transformer": {"guidance_embeds_scale": 0.9}}),
     ],
     ids=str,
 )
 def test_configurations_that_are_not_refused_are_obeyed(
-    tmp_path: Path, sprint: bool, steps: int, changes: dict[str, Any]
+    tmp_path: Path, sprint: bool, steps: int, guidance: float, changes: dict[str, Any]
 ) -> None:
     folder = copy_of(tmp_path, sprint, changes)
     own = (SanaSprintPipeline if sprint else SanaPipeline).from_pretrained(folder)
     own.set_progress_bar_config(disable=True)
     more = {"intermediate_timesteps": None} if sprint and steps != 2 else {}
     wanted = own(
-        "Snow", num_inference_steps=steps, height=SIZE, width=SIZE, guidance_scale=2.0, use_resolution_binning=False,
-        generator=torch.Generator("cpu").manual_seed(1), output_type="np", **more,
+        "Snow", num_inference_steps=steps, height=SIZE, width=SIZE, guidance_scale=guidance,
+        use_resolution_binning=False, generator=torch.Generator("cpu").manual_seed(1), output_type="np", **more,
     ).images  # fmt: skip
-    made = Generator(load_model(str(folder), steps=steps, guidance=2.0)).generate(["Snow"], [1]).images
-    usual = Generator(tiny_sana(steps, 2.0, sprint=sprint)).generate(["Snow"], [1]).images
+    made = Generator(load_model(str(folder), steps=steps, guidance=guidance)).generate(["Snow"], [1]).images
+    usual = Generator(tiny_sana(steps, guidance, sprint=sprint)).generate(["Snow"], [1]).images
     assert np.abs(made / 255 - wanted).max() <= 1 / 255 + 1e-6 and not np.array_equal(made, usual)
 
 
@@ -332,7 +332,7 @@ METHODS = (
 
 @pytest.mark.parametrize("sprint", [False, True])
 def test_methods_that_need_blocks_alone_run(tmp_path: Path, sprint: bool) -> None:
-    model = tiny_sana(2, 3.0, sprint=sprint)
+    model = tiny_sana(2, 4.5 if sprint else 3.0, sprint=sprint)
     options = {"results_root": tmp_path, "saes_source": str(tiny_sana_saes()), "progress": False}
     for folder in engines.run("local", [task(1, region="house")], METHODS, model, **options):
         records = folder.records()
@@ -359,13 +359,13 @@ def test_an_adapter_with_the_halves_exchanged_is_found(monkeypatch: pytest.Monke
 
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:
-    for method, sprint in (("p2p", False), ("img2img", True)):
-        file = tmp_path / f"{method}.yaml"
-        file.write_text(f"method: {method}\nblocks: []\naccess: P\n")
-        words = ("--suite", "toy", "--model", str(tiny_sana_folder(sprint=sprint)), "--limit", "1", "--dry-run")
-        found = CliRunner().invoke(app, ["run", str(file), *words])
-        title = "SANA-Sprint" if sprint else "SANA"
-        assert found.exit_code == 2 and f"{method} cannot be used on {title} (" in last_line(found)
+    file = tmp_path / "p2p.yaml"
+    file.write_text("method: p2p\nblocks: []\naccess: P\n")
+    words = ("--suite", "toy", "--model", str(tiny_sana_folder()), "--limit", "1", "--dry-run")
+    found = CliRunner().invoke(app, ["run", str(file), *words])
+    assert found.exit_code == 2 and "p2p cannot be used on SANA (" in last_line(found)
+    with pytest.raises(RiebenchError, match=r"img2img cannot be used on SANA-Sprint: .* counts the steps"):
+        SPRINT_FAMILY.editing_pipeline("img2img", None)
 
 
 def test_presets_are_planned_without_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

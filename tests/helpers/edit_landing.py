@@ -15,7 +15,7 @@ def check_edit_lands(model: LoadedModel, block: str) -> None:
     given: list[Tensor] = []
     module = model.denoiser.get_submodule(f"transformer_blocks.{block.split('.')[1]}")
     shape = model.family.shape_of_pipeline(model.pipe)
-    ones = torch.ones(1, shape.positions(block, model.spec.size), shape.width(block))
+    ones = torch.ones(model.spec.steps, shape.positions(block, model.spec.size), shape.width(block))
     edit = Edit({block: StaticEdit((Term(torch.arange(ones.shape[1]), ones),))}, branch="conditional")
 
     def renew(*_: object) -> None:
