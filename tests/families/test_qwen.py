@@ -113,6 +113,7 @@ def test_operations_and_activations_are_those_that_are_counted() -> None:
         ({"transformer": {"out_channels": 8}}, "patch_size 2 and out_channels of 8, which do not make in_channels 16"),
         ({"transformer": {"axes_dims_rope": [4, 4, 3]}}, "three even numbers whose sum is attention_head_dim 12"),
         ({"transformer": {"joint_attention_dim": 8}}, "joint_attention_dim 8, but hidden_size of text_encoder/"),
+        ({"text_encoder": {"text_config": 1}}, "text_config 1; it holds the keys of the language model"),
         ({"transformer": {"num_layers": 3}}, "transformer/ lacks .* tensors, such as transformer_blocks.2"),
         ({"vae": {"z_dim": 8}}, "latents_mean .*; it is a list of 8 finite numbers"),
         ({"vae": {"latents_std": [1.0, 0.0, 1.0, 1.0]}}, "latents_std with a 0"),

@@ -78,7 +78,11 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
             f"{CONFIGS['vae']} is {packed}"
         )
     # Older files hold the language model's keys beside the others.
-    width = text.get("text_config", text).get("hidden_size", 8192)
+    stated = text.get("text_config", text)
+    if not isinstance(stated, dict):
+        yield f"{CONFIGS['text_encoder']} says text_config {stated!r:.60}; it holds the keys of the language model"
+        return
+    width = stated.get("hidden_size", 8192)
     if transformer.get("joint_attention_dim", 3584) != width:
         yield (
             f"{CONFIGS['transformer']} says joint_attention_dim {transformer.get('joint_attention_dim', 3584)}, but "
