@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ TEXT_NAMES = ("prompt_embeds", "prompt_attention_mask")
 """What the pipelines call the text embeddings and their mask."""
 
 
-@lru_cache(maxsize=8)
 def usual(pipeline: Any, name: str) -> Any:
     """Return what a pipeline's call takes where an argument is not given."""
     return inspect.signature(pipeline.__call__).parameters[name].default
