@@ -19,6 +19,7 @@ from torch import Tensor
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError
+from riebench.store.records import Training
 
 if TYPE_CHECKING:
     from riebench.saes.sae import Reads, SparseAutoencoder, Time
@@ -340,6 +341,7 @@ class Edit:
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
         neurons: feed-forward units switched on and off, for the record; None for methods that switch none.
+        training: the training that it was learned by, for the record; None for methods that learn nothing.
         pair: source and target prompt, if a site is `PairedEdit`: they are generated beside the edited picture.
         window: first changed step, and the one after the last; None for every step.
         text: another prompt, read in part; None for the source prompt alone.
@@ -351,6 +353,7 @@ class Edit:
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     neurons: int | None = None
+    training: Training | None = None
     pair: tuple[str, str] | None = None
     window: tuple[int, int] | None = None
     text: TextChange | None = None

@@ -2,7 +2,7 @@
 
 `EditorContext` is what an editor works on, `Editor` a registered one and `editor` the decorator that registers it.
 Image-to-image, LEDITS++ and the adversarial control are here; prompt-to-prompt is in
-`riebench.methods.prompt_to_prompt`.
+`riebench.methods.prompting.prompt_to_prompt`.
 """
 
 from __future__ import annotations

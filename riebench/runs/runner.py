@@ -371,7 +371,7 @@ class Runner:
         latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
-            rule=work.task.region_rule, latents=latents, others=self.references.others(work),
+            rule=work.task.region_rule, latents=latents, others=self.references.others(work), noise=work.noise,
         )  # fmt: skip
         if batch.units is not None and batch.units.holds(index):
             runs.units = {role: batch.units.take(row, partial(runs.positions, role)) for role, row in rows.items()}
@@ -425,7 +425,7 @@ class Runner:
         details["features"] = {
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
         }
-        details["neurons"] = made.neurons
+        details["neurons"], details["training"] = made.neurons, made.training
         edit = replace(made, strength=unit.key.strength, window=self.prepared[unit.setting.name].window)
         known = edit.picture(self.model.spec.steps)
         if known is not None:

@@ -17,7 +17,7 @@ from riebench.analysis.configurations import EARLIER_ACCESS
 from riebench.analysis.standings import BEST_STRENGTH, CONTROLLED, KNOB_ENDS
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
-from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, TrainingExamples, get_method
 from riebench.methods.editors import Editor
 from riebench.registry import METHODS
 
@@ -34,6 +34,22 @@ class OneOther:
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], Any]) -> Any:
         return look(context(seed=1).runs)
+
+    def training(self, count: int, folds: int) -> TrainingExamples:
+        return LearnedFrom()
+
+
+class LearnedFrom:
+    """Training examples, of which there is one."""
+
+    fold, folds, run_evaluations = 0, 2, 2
+    generator: Any = None
+
+    def each(self, key: Hashable, look: Callable[[ExampleRuns], Any]) -> list[Any]:
+        return OneOther().first(1, key, look)
+
+    def learn(self, key: Hashable, fit: Callable[[], Any]) -> Any:
+        return fit()
 
 
 def whole_context() -> EditContext:
