@@ -397,6 +397,7 @@ for _name, _target in {
     "concept_steering": "riebench.methods.activations:concept_steering",
     "mean_direction": "riebench.methods.supervised.directions:mean_direction",
     "probe_direction": "riebench.methods.supervised.directions:probe_direction",
+    "text_direction": "riebench.methods.prompting.text_direction:text_direction",
     "img2img": "riebench.methods.editors:img2img",
     "p2p": "riebench.methods.prompting.prompt_to_prompt:p2p",
     "ledits_pp": "riebench.methods.editors:ledits_pp",

@@ -98,26 +98,23 @@ class OtherExamples(Protocol):
 
 
 class TrainingExamples(Protocol):
-    """The examples of a category that a supervised method is trained on.
-
-    Attributes:
-        fold: the fold that is left out, from 0.
-        folds: number of folds.
-        generator: the loaded model.
-        run_evaluations: evaluations of the denoiser that one run takes.
-    """
+    """The examples of a category that a supervised method is trained on."""
 
     @property
-    def fold(self) -> int: ...
+    def fold(self) -> int:
+        """The fold that is left out, from 0."""
 
     @property
-    def folds(self) -> int: ...
+    def folds(self) -> int:
+        """Number of folds."""
 
     @property
-    def generator(self) -> Generator: ...
+    def generator(self) -> Generator:
+        """The loaded model."""
 
     @property
-    def run_evaluations(self) -> int: ...
+    def run_evaluations(self) -> int:
+        """Evaluations of the denoiser that one run takes."""
 
     def each(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
         """Return what is found in the runs of each example; see `OtherExamples.first`."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
-from edit_contexts import BLOCKS, CHANNELS, POSITIONS, STEPS, context, dense, edit_of
+from edit_contexts import BLOCKS, STEPS, context, dense, edit_of
 
 from riebench.errors import RiebenchError
 from riebench.methods.base import EditContext, ExampleRuns, Role
@@ -109,7 +108,7 @@ def test_a_concept_that_nobody_shows_falls_back_to_the_categorys_change() -> Non
 def test_the_probe_is_the_minimum_of_its_loss_and_points_to_the_concept() -> None:
     generator = np.random.default_rng(0)
     absent = generator.normal(size=(40, 6))
-    present = generator.normal(size=(12, 6)) + [4, 0, 0, 0, 0, 0]
+    present = generator.normal(size=(12, 6)) + 4 * np.eye(6)[0]
     found = fit_logistic(present, absent)
     assert found[0] / np.linalg.norm(found) > 0.95
     samples = np.concatenate([present, absent])
