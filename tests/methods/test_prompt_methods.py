@@ -260,8 +260,14 @@ def test_a_text_direction_moves_the_words_that_are_to_change_as_far_as_training_
     generator = Generator(model)
     others = Prompts(("a red cat", "a blue cat"), ("one blue dog", "one green dog"))
     whole = np.ones((4, 4), dtype=bool)
-    runs = ExampleRuns(EditExample(id="e", source="a pink house", target="a blue house"), 0, Trace(),
-                       {"source": 0, "target": 1}, RegionMasks(whole, whole), others=others)  # type: ignore[arg-type]
+    runs = ExampleRuns(
+        EditExample(id="e", source="a pink house", target="a blue house"),
+        0,
+        Trace(),
+        {"source": 0, "target": 1},
+        RegionMasks(whole, whole),
+        others=others,
+    )  # type: ignore[arg-type]
     edit = get_method("text_direction").edit(EditContext(runs, ()), {})
     assert isinstance(edit, Edit) and edit.training is not None and edit.training.evaluations == 0
     with read(model) as seen:

@@ -20,7 +20,6 @@ from riebench.methods.activations import other_examples
 from riebench.methods.base import ROLES, EditContext, ExampleRuns, Role, TrainingExamples
 from riebench.methods.features import changed_values
 from riebench.store.records import Training
-from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
 
 T = TypeVar("T")
@@ -41,16 +40,16 @@ class TrainingPair:
     Attributes:
         example: the example.
         noise: seed of the noise of both runs.
-        masks: its regions.
         values: run -> what it shows and the other one does not.
+        positions: block -> positions of both regions, int64 [P], on the CPU.
         samples: run -> block -> updates at some positions of both regions, float32 [T, S, C], on the CPU.
         means: run -> block -> mean update over both regions, float32 [T, C], on the CPU.
     """
 
     example: EditExample
     noise: int
-    masks: RegionMasks
     values: Mapping[Role, frozenset[str]]
+    positions: Mapping[str, Tensor]
     samples: Mapping[Role, Mapping[str, Tensor]]
     means: Mapping[Role, Mapping[str, Tensor]]
 
@@ -122,8 +121,10 @@ def training_pair(runs: ExampleRuns) -> TrainingPair:
     new, old = changed_values(runs.example)
     samples: dict[Role, dict[str, Tensor]] = {role: {} for role in ROLES}
     averages: dict[Role, dict[str, Tensor]] = {role: {} for role in ROLES}
+    regions: dict[str, Tensor] = {}
     for block in runs.trace.sites:
         positions = edited_positions(runs, block)
+        regions[block] = positions.cpu()
         spaced = torch.linspace(0, max(0, len(positions) - 1), min(SAMPLES, len(positions))).long()
         for role in ROLES:
             steps = [
@@ -132,7 +133,8 @@ def training_pair(runs: ExampleRuns) -> TrainingPair:
             ]
             samples[role][block] = torch.stack([step[spaced] for step in steps])
             averages[role][block] = torch.stack([step.mean(0) for step in steps])
-    return TrainingPair(runs.example, runs.noise, runs.masks, {"target": new, "source": old}, samples, averages)
+    values: dict[Role, frozenset[str]] = {"target": new, "source": old}
+    return TrainingPair(runs.example, runs.noise, values, regions, samples, averages)
 
 
 def find_contrasts(example: EditExample, pairs: Sequence[TrainingPair]) -> list[Contrast]:
@@ -149,6 +151,25 @@ def find_contrasts(example: EditExample, pairs: Sequence[TrainingPair]) -> list[
     found = [_contrast(values, sign, pairs) for values, sign in ((new, 1.0), (old, -1.0))]
     contrasts = [one for one in found if one is not None]
     return contrasts or [category_contrast(pairs)]
+
+
+def wished_runs(example: EditExample, pairs: Sequence[TrainingPair]) -> tuple[tuple[str, ...], tuple[Place, ...]]:
+    """Return the runs that a training leads to from the other run of their example.
+
+    They are those that show what the edit puts in; if none does, the other runs of those that show what it takes out;
+    else all target runs.
+
+    Args:
+        example: the scored example.
+        pairs: the training examples' runs.
+
+    Returns:
+        A name of the concept, and the runs.
+    """
+    first = find_contrasts(example, pairs)[0]
+    if first.sign > 0:
+        return first.key, first.present
+    return ("without", *first.key), first.partners
 
 
 def category_contrast(pairs: Sequence[TrainingPair]) -> Contrast:
