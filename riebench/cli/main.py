@@ -23,7 +23,7 @@ from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 
 app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
-    run.run, run.doctor, results.score, results.tables, results.leaderboard, results.compare,
+    run.run, run.doctor, run.detect, results.score, results.tables, results.leaderboard, results.compare,
     results.publish, results.export, results.report, results.curves, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)

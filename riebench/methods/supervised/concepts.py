@@ -148,7 +148,7 @@ def find_contrasts(example: EditExample, pairs: Sequence[TrainingPair]) -> list[
         pairs: the training examples' runs.
     """
     new, old = changed_values(example)
-    found = [_contrast(values, sign, pairs) for values, sign in ((new, 1.0), (old, -1.0))]
+    found = [contrast_of(values, sign, pairs) for values, sign in ((new, 1.0), (old, -1.0))]
     contrasts = [one for one in found if one is not None]
     return contrasts or [category_contrast(pairs)]
 
@@ -183,7 +183,14 @@ def overlap(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other) if one & other else 0.0
 
 
-def _contrast(values: frozenset[str], sign: float, pairs: Sequence[TrainingPair]) -> Contrast | None:
+def contrast_of(values: frozenset[str], sign: float, pairs: Sequence[TrainingPair]) -> Contrast | None:
+    """Find the training runs that show a concept; None if none does.
+
+    Args:
+        values: the concept.
+        sign: see `Contrast`.
+        pairs: the training examples' runs.
+    """
     shares = {(index, role): overlap(values, pair.values[role]) for index, pair in enumerate(pairs) for role in ROLES}
     most = max(shares.values(), default=0.0)
     if not most:

@@ -42,6 +42,8 @@ from riebench.methods.supervised.gradient import (
     trainable,
 )
 
+TRAINING_STEPS, TOP = 32, 8
+"""Usual steps of the optimiser, and usual number of the largest latents that are averaged."""
 RATE = 0.1
 """First learning rate of a direction of length 1."""
 PENALTY = 0.005
@@ -98,7 +100,7 @@ def intervention(updates: Tensor, direction: Tensor, top: int) -> tuple[Tensor, 
 
 @method("reft_r1", access="PMT", needs=("updates", "others"))
 def reft_r1(
-    ctx: EditContext, *, examples: int = 16, folds: int = 3, training_steps: int = 32, top: int = 8,
+    ctx: EditContext, *, examples: int = 16, folds: int = 3, training_steps: int = TRAINING_STEPS, top: int = TOP,
     branch: Branch = "both",
 ) -> Edit:  # fmt: skip
     """Add a trained direction in each block, by the strength of its own latents, in both regions.
@@ -124,7 +126,9 @@ def reft_r1(
 
     def fit() -> Learned[Mapping[str, Tensor]]:
         seed = seed_of("reft_r1", training.fold, ctx.runs.seed, *concept)
-        found = timed(lambda: _fit(training.generator, pairs, places, ctx.blocks, (training_steps, top), seed))
+        found = timed(
+            lambda: train_directions(training.generator, pairs, places, ctx.blocks, (training_steps, top), seed)
+        )
         directions, progress = found.value
         return Learned(directions, found.seconds, progress.evaluations)
 
@@ -135,11 +139,26 @@ def reft_r1(
     return Edit(sites, branch=branch, training=describe_training(training, pairs, [learned]))
 
 
-def _fit(
+def train_directions(
     generator: Generator, pairs: Sequence[TrainingPair], places: Sequence[Place], blocks: tuple[str, ...],
     counts: tuple[int, int], seed: int,
 ) -> tuple[dict[str, Tensor], Progress]:  # fmt: skip
-    """Train a direction for each block; return them on the CPU."""
+    """Train a direction for each block, all together.
+
+    Args:
+        generator: the loaded model.
+        pairs: the training examples' runs.
+        places: runs that are the goal.
+        blocks: short names.
+        counts: steps of the optimiser, and how many of the largest latents are averaged.
+        seed: of the draws.
+
+    Returns:
+        Block -> direction, float32 [C], on the CPU; and the course of the training.
+
+    Raises:
+        RiebenchError: if no gradient can go through the model.
+    """
     check_trainable("reft_r1", generator)
     calls = record_calls(generator, pairs, places)
     steps, top = counts
