@@ -399,6 +399,7 @@ for _name, _target in {
     "probe_direction": "riebench.methods.supervised.directions:probe_direction",
     "text_direction": "riebench.methods.prompting.text_direction:text_direction",
     "reft_r1": "riebench.methods.supervised.reft:reft_r1",
+    "lora_slider": "riebench.methods.supervised.lora:lora_slider",
     "img2img": "riebench.methods.editors:img2img",
     "p2p": "riebench.methods.prompting.prompt_to_prompt:p2p",
     "ledits_pp": "riebench.methods.editors:ledits_pp",

@@ -341,7 +341,7 @@ def detect(
         ),
     ] = None,
     sae: SaeOption = None,
-    examples: Annotated[int, typer.Option(min=1, help="Training examples of a category, at most.")] = 16,
+    training_examples: Annotated[int, typer.Option(min=1, help="Training examples of a category, at most.")] = 16,
     folds: Annotated[
         int, typer.Option(min=2, help="Folds of a category; nothing is learned from an example's own.")
     ] = 3,
@@ -357,8 +357,8 @@ def detect(
 ) -> None:
     """Say how well directions and SAE features tell whether a concept is in a picture.
 
-    Each is learned from some examples of a category and read off runs of others; the areas under the ROC curves are
-    written beside how well the same directions and features steer.
+    Each is learned from some examples of a category and read off runs of others; its AUC (the share of the ROC curve's
+    square below it) is written beside how well the same direction or feature steers.
     """
     from riebench.blocks import short_name
     from riebench.features.detection import detectors as kinds
@@ -377,7 +377,13 @@ def detect(
     check_prompts(loaded, tasks)
     names = tuple(map(short_name, split_names(blocks))) or loaded.family.names.default
     request = readings.Request(
-        names, chosen, examples=examples, folds=folds, seeds=tuple(parse_seeds(seeds)), sae=sae, offline=offline
+        names,
+        chosen,
+        examples=training_examples,
+        folds=folds,
+        seeds=tuple(parse_seeds(seeds)),
+        sae=sae,
+        offline=offline,
     )
     found = table.areas(readings.read_detectors(tasks, loaded, request))
     beside = table.read_steering(leaderboard, tasks[0].suite, loaded.spec.name)

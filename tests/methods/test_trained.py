@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, Generator
 from riebench.methods.base import EditContext, ExampleRuns, get_method
+from riebench.methods.editors import Editor, EditorContext
 from riebench.methods.supervised.concepts import category_contrast, training_pair
 from riebench.methods.supervised.gradient import check_trainable, predict, record_calls
 from riebench.methods.supervised.reft import RankOneEdit, intervention
@@ -154,3 +156,47 @@ def test_a_model_that_is_not_on_the_device_is_refused() -> None:
     moved: Any = SimpleNamespace(model=SimpleNamespace(options=SimpleNamespace(offload="model")))
     with pytest.raises(RiebenchError, match="reft_r1 trains through the whole denoiser on the device"):
         check_trainable("reft_r1", moved)
+
+
+def test_a_slider_is_trained_towards_the_concept_and_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    from riebench.methods.supervised import lora
+
+    found = []
+    original = lora.train
+
+    def noted(*args: Any, **options: Any) -> Any:
+        found.append(original(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(lora, "train", noted)
+    generator, runs = runs_of(2)
+    denoiser = generator.model.denoiser
+    layers = dict(denoiser.named_modules())
+    needed = [weight.requires_grad for weight in denoiser.parameters()]
+    source, target = generator.generate([runs.example.source, runs.example.target], [2] * 2).images
+    slider = get_method("lora_slider")
+    assert isinstance(slider, Editor)
+    made = []
+    for strengths in ((0.0, 1.0, 2.0), (2.0,)):
+        ctx = EditorContext(
+            generator, runs.example, 2, {"source": source, "target": target}, strengths, others=Training()  # type: ignore[arg-type]
+        )  # fmt: skip
+        made.append(slider.edit_pictures(ctx, {"training_steps": 6, "rank": 2}))
+        assert ctx.training[0].gradients == 4 + 6 * 2 + 4
+    assert np.array_equal(made[0][0], source) and not np.array_equal(made[0][1], made[0][2])
+    # The same adapter whatever strengths are made beside.
+    assert np.array_equal(made[0][2], made[1][0])
+    assert found[0].after < 1 and found[0] == found[1]
+    assert dict(denoiser.named_modules()) == layers
+    assert needed == [weight.requires_grad for weight in denoiser.parameters()]
+    assert np.array_equal(generator.generate([runs.example.source], [2]).images[0], source)
+
+
+def test_a_slider_without_peft_or_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from riebench.methods.supervised.lora import adapted
+
+    denoiser = model_of(0.0).model.denoiser
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RiebenchError, match=r"pip install 'riebench\[lora\]'"), adapted(denoiser, 4):
+        pass

@@ -153,7 +153,7 @@ def text_direction(ctx: EditContext, *, examples: int = 16, folds: int = 3) -> E
         RiebenchError: if there is nothing to learn from.
     """
     check_folds("text_direction", examples, folds)
-    training, pairs = training_pairs(ctx, examples, folds)
+    training, pairs = training_pairs(ctx.runs.others, examples, folds)
     contrasts = find_contrasts(ctx.runs.example, pairs)
     chosen = tuple(pair for one in contrasts for pair in _prompt_pairs(one, pairs, len(contrasts)))
     learned: list[Learned[None]] = []

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from riebench.errors import RiebenchError
-from riebench.methods.activations import other_examples
-from riebench.methods.base import ROLES, EditContext, ExampleRuns, Role, TrainingExamples
+from riebench.methods.base import ROLES, ExampleRuns, OtherExamples, Role, TrainingExamples
 from riebench.methods.features import changed_values
 from riebench.store.records import Training
 from riebench.tasks.schema import EditExample
@@ -101,18 +100,22 @@ def edited_positions(runs: ExampleRuns, block: str) -> Tensor:
     return torch.cat([runs.positions(role, block) for role in ROLES]).unique()
 
 
-def training_pairs(ctx: EditContext, examples: int, folds: int) -> tuple[TrainingExamples, list[TrainingPair]]:
+def training_pairs(
+    others: OtherExamples | None, examples: int, folds: int
+) -> tuple[TrainingExamples, list[TrainingPair]]:
     """Return the examples that an edit is learned from, with what is read of their runs.
 
     Args:
-        ctx: the scored example.
+        others: the other examples of the scored example's category.
         examples: how many to learn from, at most.
         folds: number of folds; examples of the scored example's own one are left out.
 
     Raises:
         RiebenchError: if there are none.
     """
-    training = other_examples(ctx).training(examples, folds)
+    if others is None:
+        raise RiebenchError("the other examples of the category were not made ready")
+    training = others.training(examples, folds)
     return training, training.each("training pair", training_pair)
 
 

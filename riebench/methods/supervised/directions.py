@@ -113,7 +113,7 @@ def unit_length(vectors: Tensor) -> Tensor:
 def _steer(ctx: EditContext, name: str, fit: Fit, examples: int, folds: int, branch: Branch) -> Edit:
     """Add the learned vectors of an example's concepts, scaled to the source run's updates."""
     check_folds(name, examples, folds)
-    training, pairs = training_pairs(ctx, examples, folds)
+    training, pairs = training_pairs(ctx.runs.others, examples, folds)
     sites: dict[str, SiteEdit] = {}
     learned: list[Learned[Tensor]] = []
     for block in ctx.blocks:

@@ -121,7 +121,7 @@ def reft_r1(
         RiebenchError: if there is nothing to learn from, or no gradient can go through the model.
     """
     check_folds("reft_r1", examples, folds)
-    training, pairs = training_pairs(ctx, examples, folds)
+    training, pairs = training_pairs(ctx.runs.others, examples, folds)
     concept, places = wished_runs(ctx.runs.example, pairs)
 
     def fit() -> Learned[Mapping[str, Tensor]]:
