@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import SIZE, tiny_model
+from tiny_flux import tiny_flux
 
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
@@ -20,7 +21,7 @@ from riebench.methods.base import EditContext, ExampleRuns, get_method
 from riebench.methods.editors import Editor, EditorContext
 from riebench.methods.supervised.concepts import category_contrast, training_pair
 from riebench.methods.supervised.gradient import check_trainable, predict, record_calls
-from riebench.methods.supervised.reft import RankOneEdit, intervention
+from riebench.methods.supervised.reft import RankOneEdit, intervention, train_directions
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
 
@@ -188,7 +189,7 @@ def test_a_slider_is_trained_towards_the_concept_and_taken_out_again(monkeypatch
     # The same adapter whatever strengths are made beside.
     assert np.array_equal(made[0][2], made[1][0])
     assert found[0].after < 1 and found[0] == found[1]
-    assert dict(denoiser.named_modules()) == layers
+    assert dict(denoiser.named_modules()) == layers and not hasattr(denoiser, "peft_config")
     assert needed == [weight.requires_grad for weight in denoiser.parameters()]
     assert np.array_equal(generator.generate([runs.example.source], [2]).images[0], source)
 
@@ -200,3 +201,16 @@ def test_a_slider_without_peft_or_rank_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(RiebenchError, match=r"pip install 'riebench\[lora\]'"), adapted(denoiser, 4):
         pass
+
+
+def test_a_family_that_calls_its_denoiser_for_each_half_is_trained_on_the_conditional_calls() -> None:
+    model = tiny_flux(guidance=3.5)
+    generator, block = Generator(model), "double.0"
+    whole = np.ones((model.spec.size, model.spec.size), dtype=bool)
+    made = generator.generate(["a red cat", "a blue cat"], [0, 0], capture=Capture((block,)))
+    example = EditExample(id="e", source="a red cat", target="a blue cat")
+    runs = ExampleRuns(example, 0, made.trace, {"source": 0, "target": 1}, RegionMasks(whole, whole))
+    calls = record_calls(generator, [training_pair(runs)], [(0, "target")])
+    assert [call.step for call in calls] == [0, 1]
+    directions, progress = train_directions(generator, [training_pair(runs)], [(0, "target")], (block,), (8, 4), 0)
+    assert progress.after < 1 and float(directions[block].norm()) == pytest.approx(1)

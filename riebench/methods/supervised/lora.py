@@ -141,6 +141,7 @@ def adapted(denoiser: nn.Module, rank: int) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     if not usual:
         raise RiebenchError(f"lora_slider adapts attention layers {', '.join(PROJECTIONS)}, which this model has not")
+    attributes = set(vars(denoiser))
     needed = [(weight, weight.requires_grad) for weight in denoiser.parameters()]
     try:
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(usual)), denoiser, NAME)
@@ -153,6 +154,9 @@ def adapted(denoiser: nn.Module, rank: int) -> Iterator[dict[str, Any]]:
         for name, module in usual.items():
             parent, _, last = name.rpartition(".")
             setattr(denoiser.get_submodule(parent), last, module)
+        for attribute in set(vars(denoiser)) - attributes:
+            # peft notes its settings there, and would take the next adapter for a second one.
+            delattr(denoiser, attribute)
         for weight, gradient in needed:
             weight.requires_grad_(gradient)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from riebench.generation.edits import Branch, Edit, SiteEdit, tensor_bytes
 from riebench.generation.generator import Generator
 from riebench.generation.hooks import Hooks, hooked
-from riebench.methods.base import EditContext, method
+from riebench.methods.base import ROLES, EditContext, method
 from riebench.methods.supervised.concepts import (
     Learned,
     Place,
@@ -167,8 +167,10 @@ def train_directions(
     with trainable(generator):
         directions = {}
         for block in blocks:
-            width = next(iter(pairs[0].means["source"][block])).shape[0]
-            start = unit_length(torch.randn(width, generator=draws))
+            # Turned to where the updates lie: latents that are all negative would never learn anything.
+            average = torch.stack([pair.means[role][block].mean(0) for pair in pairs for role in ROLES]).mean(0)
+            start = unit_length(torch.randn(len(average), generator=draws))
+            start = start if float(start @ average) >= 0 else -start
             directions[block] = start.to(model.device).requires_grad_()
         batch: list[TrainingCall] = []
         rest: dict[str, Tensor] = {}
