@@ -60,7 +60,7 @@ class TextEdit(Protocol):
     """A change of what is read as the prompt, in some steps."""
 
     def weight(self, step: int, steps: int, strength: float) -> float:
-        """Return how strongly a step reads the change, from step 0; 0 for the prompt itself."""
+        """Return how strongly a step, from 0, reads the change; 0 for not at all."""
 
     def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
         """Return the prompt whose own picture this gives, or None.

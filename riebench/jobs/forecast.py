@@ -404,7 +404,7 @@ def _reference_runs(works: Sequence[ExampleWork]) -> int:
 
 
 def _example_count(setting: Setting) -> int | None:
-    """Return how many examples a method looks at for its scored ones; None for one each.
+    """Return how many examples a method looks at; None for one each.
 
     Of a method that divides a category into folds, as many as all folds together learn from.
     """

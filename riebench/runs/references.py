@@ -200,7 +200,7 @@ class OtherExamples:
         return self._found(order[at:] + order[:at], 1, key, look)[0]
 
     def training(self, count: int, folds: int) -> TrainingExamples:
-        """Return the examples to learn from; see `riebench.methods.base.OtherExamples.training`."""
+        """Return the examples to learn from; see `methods.base.OtherExamples`."""
         if count < 1 or folds < 2:
             raise RiebenchError(f"examples: {count}, folds: {folds}; learn from at least 1 example and of 2 folds")
         order = self.references.order(self.work)

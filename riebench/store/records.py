@@ -258,7 +258,7 @@ class BlockDistribution(StoredModel):
 
 
 class Training(StoredModel):
-    """Examples that a supervised method learned an edit from, and the cost of learning.
+    """Examples that a supervised method learned an edit from, and the cost.
 
     The cost is that of the whole training, which serves all examples of the fold that show the same concept.
     """

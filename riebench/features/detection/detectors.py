@@ -29,7 +29,7 @@ Reader = Callable[[ExampleRuns, Role], Tensor]
 
 @dataclass(frozen=True)
 class Material:
-    """What detectors of one fold learn from.
+    """Material that detectors of one fold learn from.
 
     Attributes:
         training: the training examples.
@@ -79,7 +79,7 @@ def _along(block: str, directions: Tensor) -> Reader:
 
 
 def _scaled(material: Material, block: str, directions: Tensor) -> Tensor:
-    """Return directions over the training updates' root mean square length at each step, [T, C]."""
+    """Return directions over the training updates' size at each step, [T, C]."""
     samples = torch.cat([pair.samples[role][block] for pair in material.pairs for role in ROLES], dim=1)
     size = samples.square().sum(-1).mean(1).sqrt()
     return unit_length(directions) / size.clamp(min=torch.finfo(size.dtype).tiny)[:, None]
@@ -128,7 +128,7 @@ def _feature(block: str, sae: SparseAutoencoder, feature: int) -> Reader:
 
 
 def _from_features(material: Material, contrast: Contrast, blocks: Sequence[str]) -> dict[str, Reader]:
-    """Find each block's feature that the runs with the concept have most more of than their partners."""
+    """Find each block's feature that the runs with the concept have most more of."""
     saes = {block: material.saes[block] for block in blocks}
 
     def look(runs: ExampleRuns) -> tuple[float, dict[Role, dict[str, Tensor]]]:

@@ -66,7 +66,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Request:
-    """What is measured.
+    """Detectors, blocks and examples to measure.
 
     Attributes:
         blocks: short names.
@@ -90,7 +90,10 @@ class Request:
 
 
 def shown_values(example: EditExample, role: Role) -> frozenset[str]:
-    """Return all values that a run shows: of attributes where these are known, else the words of its prompt."""
+    """Return all values that a run shows.
+
+    They are its attributes' values where these are known, else the words of its prompt.
+    """
     if example.attributes is None:
         return prompt_words(getattr(example, role))
     known: Mapping[str, str] = getattr(example.attributes, role)
@@ -128,7 +131,7 @@ def read_detectors(tasks: Sequence[EditTask], model: LoadedModel, request: Reque
 
 
 def _prepare(tasks: Sequence[EditTask], model: LoadedModel, request: Request, root: Path) -> dict[str, PreparedSetting]:
-    """Check the methods that steer by the detectors against the model, and load their SAEs."""
+    """Check the detectors' methods against the model, and load their SAEs."""
     methods = [one.method for one in request.detectors.values() if one.method] or ["mean_direction"]
     settings = [Setting(name=method, method=method, blocks=request.blocks) for method in methods]
     return prepare_all(

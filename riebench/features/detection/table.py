@@ -37,7 +37,7 @@ POOLS = ("largest", "mean")
 
 @dataclass(frozen=True)
 class Steering:
-    """How well the method steers that uses a detector's direction or feature.
+    """Mean gain of the method that steers by a detector's direction or feature.
 
     Attributes:
         gain: mean gain over LPIPS budgets.
@@ -234,7 +234,7 @@ def document(found: Sequence[Area], steering: Mapping[str, Steering], *, suite: 
 
 
 def _conclusion(whole: Sequence[Area], steering: Mapping[str, Steering]) -> str:
-    """Return a sentence on each detector's best block, and on the best one that steers."""
+    """Return a sentence on each detector's best block, and on steering."""
     best: dict[str, Area] = {}
     for one in whole:
         if one.detector not in best or one.value > best[one.detector].value:

@@ -1,4 +1,4 @@
-"""A direction in the space of prompts' embeddings, learned from other examples' prompts.
+"""A direction among prompts' embeddings, learned from other examples' prompts.
 
 The direction is the difference of means of Ekin and Gandelsman (arXiv 2603.17998): embeddings are averaged over the
 tokens that name a concept, in prompts with the concept and in prompts without, and the difference is added to the
@@ -65,7 +65,7 @@ class TextShift:
         return strength
 
     def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
-        """Return "source" where nothing is changed; see `riebench.generation.edits.TextEdit.picture`."""
+        """Return "source" where nothing is changed; see `TextEdit.picture`."""
         return None if any(acting) and strength else "source"
 
     @property
@@ -106,12 +106,18 @@ class TextShift:
 
 
 def is_pooled(part: Tensor) -> bool:
-    """Return whether a part of a prompt is one vector of the whole, [1, width]; masks of tokens are not."""
+    """Return whether a part of a prompt is one vector of the whole, [1, width].
+
+    Masks of tokens are not.
+    """
     return part.dim() == 2 and part.is_floating_point()
 
 
 def word_positions(reader: TextReader, prompt: str, words: frozenset[str]) -> list[int]:
-    """Return the positions of some words among a prompt's tokens; those of all words if there are none."""
+    """Return the positions of some words among a prompt's tokens.
+
+    Without words, those of all words.
+    """
     if not words:
         return reader.word_positions(prompt)
     return sorted({position for word in words for position in reader.token_positions(prompt, word)})
@@ -136,7 +142,9 @@ def pooled(reader: TextReader, prompt: str, words: frozenset[str]) -> list[Tenso
 
 @method("text_direction", access="PT", needs=("others",))
 def text_direction(ctx: EditContext, *, examples: int = 16, folds: int = 3) -> Edit:
-    """Add a concept's difference of means to the prompt's embeddings, learned from other examples' prompts.
+    """Add a concept's difference of means to the prompt's embeddings.
+
+    It is learned from other examples' prompts.
 
     The direction of a concept is the mean, over the training prompts that name it, of the mean embedding of their
     changed words minus that of the other prompt of the same example. The edit adds the direction of what it puts in
@@ -169,7 +177,7 @@ def _changing_words(example: EditExample) -> frozenset[str]:
 
 
 def _prompt_pairs(contrast: Contrast, pairs: Sequence[TrainingPair], parts: int) -> list[PromptPair]:
-    """Return the prompts of a contrast, with the weight of each in a sum of equal parts."""
+    """Return the prompts of a contrast, each with its weight."""
     weight = contrast.sign / (len(contrast.present) * parts)
     places = zip(contrast.present, contrast.partners, strict=True)
     return [

@@ -77,7 +77,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Learned(Generic[T]):
-    """What was learned, and the cost of learning it.
+    """A learned value, and the cost of learning it.
 
     Attributes:
         value: what was learned.
@@ -103,7 +103,7 @@ def edited_positions(runs: ExampleRuns, block: str) -> Tensor:
 def training_pairs(
     others: OtherExamples | None, examples: int, folds: int
 ) -> tuple[TrainingExamples, list[TrainingPair]]:
-    """Return the examples that an edit is learned from, with what is read of their runs.
+    """Return the examples to learn from, with what is read of their runs.
 
     Args:
         others: the other examples of the scored example's category.

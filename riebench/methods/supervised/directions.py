@@ -1,4 +1,4 @@
-"""Directions learned from block updates: the difference of means, and a linear probe.
+"""Directions learned from block updates: difference of means and linear probe.
 
 Both give one vector a block and step, which is added in the regions of the scored example.
 """
@@ -33,7 +33,7 @@ Fit = Callable[[Sequence[TrainingPair], Contrast, str], Tensor]
 
 @method("mean_direction", access="PMT", needs=("updates", "others"))
 def mean_direction(ctx: EditContext, *, examples: int = 16, folds: int = 3, branch: Branch = "both") -> Edit:
-    """Add a concept's difference of means, learned from other examples, in both regions.
+    """Add a concept's difference of means in both regions.
 
     A concept's vector is the mean, over the training runs that show it, of their mean update minus that of the same
     example's other run. The edit adds the vector of what it puts in and takes away that of what it takes out, both at
@@ -55,7 +55,7 @@ def mean_direction(ctx: EditContext, *, examples: int = 16, folds: int = 3, bran
 
 @method("probe_direction", access="PMT", needs=("updates", "others"))
 def probe_direction(ctx: EditContext, *, examples: int = 16, folds: int = 3, branch: Branch = "both") -> Edit:
-    """Add the direction of a linear probe, learned from other examples, in both regions.
+    """Add the direction of a linear probe in both regions.
 
     The probe is a logistic regression that tells updates of the training runs that show a concept from updates of
     those that show nothing of it, at the same step; of each run `SAMPLES` positions of its regions are read. Otherwise
@@ -111,7 +111,7 @@ def unit_length(vectors: Tensor) -> Tensor:
 
 
 def _steer(ctx: EditContext, name: str, fit: Fit, examples: int, folds: int, branch: Branch) -> Edit:
-    """Add the learned vectors of an example's concepts, scaled to the source run's updates."""
+    """Add the learned vectors of an example's concepts, scaled to its updates."""
     check_folds(name, examples, folds)
     training, pairs = training_pairs(ctx.runs.others, examples, folds)
     sites: dict[str, SiteEdit] = {}

@@ -176,7 +176,7 @@ def _joined(values: Sequence[Any]) -> Any:
 
 
 def predict(denoiser: nn.Module, calls: Sequence[TrainingCall]) -> Tensor:
-    """Return the denoiser's prediction for some training calls of one step, float32 [n, ...]."""
+    """Predict some training calls of one step, float32 [n, ...]."""
     args = _joined([one.args for one in calls])
     return first_output(denoiser(*args, **_joined([dict(one.kwargs) for one in calls]))).float()
 

@@ -1,4 +1,4 @@
-"""LoRA sliders: low-rank adapters of the denoiser's attention, trained towards a concept.
+"""LoRA sliders: adapters of the denoiser's attention, trained towards a concept.
 
 As concept sliders do (Gandikota et al. 2023, arXiv 2311.12092), an adapter is trained that leads the denoiser from one
 prompt to its own prediction for another, and its scale is the edit strength. Here the two prompts are those of training

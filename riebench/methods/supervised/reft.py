@@ -1,4 +1,4 @@
-"""Rank-1 representation finetuning: a direction for each block, trained through the denoiser.
+"""Rank-1 representation finetuning: a direction a block, trained by gradient.
 
 The intervention is that of ReFT-r1 in AxBench (Wu et al. 2025, arXiv 2501.17148): a position's latent is the positive
 part of its update's product with the direction, and the mean of the largest latents times the direction is added at
@@ -103,7 +103,7 @@ def reft_r1(
     ctx: EditContext, *, examples: int = 16, folds: int = 3, training_steps: int = TRAINING_STEPS, top: int = TOP,
     branch: Branch = "both",
 ) -> Edit:  # fmt: skip
-    """Add a trained direction in each block, by the strength of its own latents, in both regions.
+    """Add a trained direction in both regions, as strong as its own latents.
 
     The directions of all blocks are trained together, through the denoiser, on the training runs that show what the
     edit puts in; if none does, on those without what it takes out; else on all target runs. Strength 1 is the
