@@ -84,7 +84,10 @@ class OneByOne:
         pair = [self._run(prompt, work.noise, unit) for prompt in (work.plain.source, work.plain.target)]
         if isinstance(method, Editor):
             pictures = {role: one.images[0] for role, one in zip(ROLES, pair, strict=True)}
-            context = EditorContext(self.generator, work.plain, work.noise, pictures, (unit.key.strength,))
+            others = None if self.references is None else self.references.others(work)
+            context = EditorContext(
+                self.generator, work.plain, work.noise, pictures, (unit.key.strength,), others=others, seed=work.seed
+            )
             picture = method.edit_pictures(context, unit.setting.params)[0]
         else:
             picture = self._edited(unit, work, pair)
@@ -98,7 +101,7 @@ class OneByOne:
         runs = ExampleRuns(
             work.plain, work.seed, trace, {"source": 0, "target": 1}, self._masks(work, pair), self.layers,
             rule=work.task.region_rule, latents=latents,
-            others=None if self.references is None else self.references.others(work),
+            others=None if self.references is None else self.references.others(work), noise=work.noise,
         )  # fmt: skip
         made = get_method(unit.setting.method).edit(EditContext(runs, unit.blocks, self.saes), unit.setting.params)
         if isinstance(made, Reuse):

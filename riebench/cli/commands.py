@@ -24,7 +24,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Methods and examples": (
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "labels", "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions",
-        "strengths", "top", "updates",
+        "strengths", "top", "updates", "training_examples", "folds", "detectors",
     ),
     "Edits": (
         "sae", "sae_name", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping",
@@ -43,7 +43,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Scoring": ("profile", "scorer", "weights", "metrics"),
     "Files and repetition": (
         "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
-        "measure_saes", "json_file", "as_json", "open_page", "check", "licence",
+        "measure_saes", "json_file", "as_json", "open_page", "check", "licence", "leaderboard",
     ),
     "Network and machines": ("offline", "engine", "address", "workers", "shard"),
 }  # fmt: skip

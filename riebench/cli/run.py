@@ -349,6 +349,74 @@ def doctor(
         raise typer.Exit(EXIT_NOT_READY)
 
 
+@friendly
+def detect(
+    suite: SuiteOption = "toy",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Preset, folder or hub id. [default: by suite]", autocompletion=completing(known_models)),
+    ] = None,
+    categories: Annotated[str | None, typer.Option(help="Categories, separated by commas. [default: all]")] = None,
+    detectors: Annotated[
+        str | None, typer.Option(help="Of mean, probe, reft, sae, random, separated by commas. [default: all]")
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="Blocks, separated by commas. [default: the usual ones]", autocompletion=completing(known_blocks)
+        ),
+    ] = None,
+    sae: SaeOption = None,
+    training_examples: Annotated[int, typer.Option(min=1, help="Training examples of a category, at most.")] = 16,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Folds of a category; nothing is learned from an example's own.")
+    ] = 3,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0 or 0-2.")] = "0",
+    leaderboard: Annotated[
+        Path, typer.Option(help="Leaderboard whose mean gains stand beside, if it is there.")
+    ] = Path("leaderboard.csv"),
+    out: Annotated[Path, typer.Option(help="Folder for detection.csv and detection.md.")] = Path("detection"),
+    steps: StepsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Say how well directions and SAE features tell whether a concept is in a picture.
+
+    Each is learned from some examples of a category and read off runs of others; its AUC (the share of the ROC curve's
+    square below it) is written beside how well the same direction or feature steers.
+    """
+    from riebench.blocks import short_name
+    from riebench.features.detection import detectors as kinds
+    from riebench.features.detection import readings, table
+    from riebench.models.loading import load_model
+    from riebench.runs.prepare import check_prompts
+    from riebench.tasks.suites import default_model, load_suite
+    from riebench.utils.machine import pick_device
+
+    chosen = kinds.named_detectors(split_names(detectors))
+    tasks = load_suite(suite, categories=split_names(categories))
+    where = pick_device(device)
+    named = model or default_model(suite)
+    say(f"loading {named} on {where}")
+    loaded = load_model(named, steps=steps, dtype=dtype, device=where, offline=offline)
+    check_prompts(loaded, tasks)
+    names = tuple(map(short_name, split_names(blocks))) or loaded.family.names.default
+    request = readings.Request(
+        names,
+        chosen,
+        examples=training_examples,
+        folds=folds,
+        seeds=tuple(parse_seeds(seeds)),
+        sae=sae,
+        offline=offline,
+    )
+    found = table.areas(readings.read_detectors(tasks, loaded, request))
+    beside = table.read_steering(leaderboard, tasks[0].suite, loaded.spec.name)
+    for path in table.write(out, found, beside, suite=tasks[0].suite, model=loaded.spec.name):
+        say(f"written to {path}")
+
+
 model_app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at models without their weights.")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from riebench.blocks import short_name
 from riebench.errors import RiebenchError
+from riebench.store.records import Training
 
 if TYPE_CHECKING:
     from riebench.saes.sae import Reads, SparseAutoencoder, Time
@@ -40,6 +41,47 @@ half alone, or add to both halves."""
 
 _ROUNDING = 1e-9
 """A share that stands for half a step must not fall below it by rounding."""
+
+
+class TextReader(Protocol):
+    """A reader of prompts: `riebench.generation.generator.Generator`."""
+
+    def text_parts(self, prompt: str) -> TextParts:
+        """Return a prompt as the denoiser reads it."""
+
+    def token_positions(self, prompt: str, words: str) -> list[int]:
+        """Return the positions of some words among a prompt's tokens."""
+
+    def word_positions(self, prompt: str) -> list[int]:
+        """Return the positions of all words among a prompt's tokens."""
+
+
+class TextEdit(Protocol):
+    """A change of what is read as the prompt, in some steps."""
+
+    def weight(self, step: int, steps: int, strength: float) -> float:
+        """Return how strongly a step, from 0, reads the change; 0 for not at all."""
+
+    def picture(self, acting: Sequence[bool], strength: float) -> Picture | None:
+        """Return the prompt whose own picture this gives, or None.
+
+        Args:
+            acting: of each step of the run, whether it is changed.
+            strength: of the edit.
+        """
+
+    def read(self, reader: TextReader, prompt: str, weight: float) -> TextParts:
+        """Return what is read in place of a prompt.
+
+        Args:
+            reader: reads prompts.
+            prompt: the prompt of the row.
+            weight: see `weight`.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors kept."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +115,10 @@ class TextChange:
         """
         weights = {acts * self.weight(step, len(acting), strength) for step, acts in enumerate(acting)}
         return "source" if weights == {0.0} else "target" if weights == {1.0} else None
+
+    def read(self, reader: TextReader, prompt: str, weight: float) -> TextParts:
+        """Return the mixture of both prompts; see `TextEdit.read`."""
+        return mix_embeddings(reader.text_parts(prompt), reader.text_parts(self.target), weight)
 
     @property
     def nbytes(self) -> int:
@@ -340,9 +386,10 @@ class Edit:
         branch: which guidance halves are changed, and how.
         features: block -> (added, removed) indices, for the record; empty for methods without features.
         neurons: feed-forward units switched on and off, for the record; None for methods that switch none.
+        training: the training that it was learned by, for the record; None for methods that learn nothing.
         pair: source and target prompt, if a site is `PairedEdit`: they are generated beside the edited picture.
         window: first changed step, and the one after the last; None for every step.
-        text: another prompt, read in part; None for the source prompt alone.
+        text: what is read in place of the source prompt; None for the source prompt alone.
         latents: what is done to the latents between steps, if anything.
     """
 
@@ -351,9 +398,10 @@ class Edit:
     branch: Branch = "both"
     features: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     neurons: int | None = None
+    training: Training | None = None
     pair: tuple[str, str] | None = None
     window: tuple[int, int] | None = None
-    text: TextChange | None = None
+    text: TextEdit | None = None
     latents: LatentChange | None = None
 
     def __post_init__(self) -> None:
@@ -371,7 +419,7 @@ class Edit:
         return all(_nothing(site) for site in self.sites.values())
 
     @property
-    def _changes(self) -> list[TextChange | LatentChange]:
+    def _changes(self) -> list[TextEdit | LatentChange]:
         return [change for change in (self.text, self.latents) if change is not None]
 
     def picture(self, steps: int) -> Picture | None:
@@ -400,6 +448,27 @@ class Edit:
     def scaled(self, strength: float) -> Edit:
         """Return the same edit at another strength."""
         return replace(self, strength=strength)
+
+
+def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextParts:
+    """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
+
+    Weights 0 and 1 give one of them to the bit. Masks of tokens, which are whole numbers, are joined: of a mixture is
+    read what either prompt has.
+
+    Raises:
+        RiebenchError: if other weights are asked for and the prompts' texts differ in length.
+    """
+    if weight in (0.0, 1.0):
+        return target if weight else source
+    if any(one.shape != other.shape for one, other in zip(source, target, strict=True)):
+        raise RiebenchError("this model's texts differ in length, so they cannot be mixed; use the strength 0 or 1")
+    return tuple(
+        ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
+        if one.is_floating_point()
+        else torch.maximum(one, other)
+        for one, other in zip(source, target, strict=True)
+    )
 
 
 def whole_steps(share: float, steps: int) -> int:

@@ -7,7 +7,7 @@ of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from riebench.errors import MemoryShortageError, MissingWordsError, RiebenchError
 from riebench.generation.distribution import DistributionMeter
-from riebench.generation.edits import Edit, TextParts
+from riebench.generation.edits import Edit, TextParts, TextReader
 from riebench.generation.hooks import hooked
 from riebench.generation.prefix import Prefix, PrefixPlan, Run, record, resume, shared_cut
 from riebench.generation.trace import Quantity, Sink, StepSink, Trace, capture, intervene
@@ -154,7 +154,7 @@ class Generator:
         wanted = [] if capture is None else [capture] if isinstance(capture, Capture) else list(capture)
         extra, pairs = paired_runs(prompts, seeds, edits or ())
         every = [*prompts, *(p for p, _ in extra)]
-        callback = StepCallback(self.model, every, edits or (), self._text, keep=keep_latents)
+        callback = StepCallback(self.model, every, edits or (), self, keep=keep_latents)
         options = callback.begin(self._options(every, [*seeds, *(s for _, s in extra)]))
         with ExitStack() as stack:
             runs = list(zip(prompts, seeds, strict=True))
@@ -197,7 +197,8 @@ class Generator:
         ):
             yield
 
-    def _text(self, prompt: str) -> TextParts:
+    def text_parts(self, prompt: str) -> TextParts:
+        """Return a prompt as the denoiser reads it, [1, ...] each."""
         return self.embed(prompt).parts
 
     def _capture(self, wanted: Capture) -> Any:
@@ -315,7 +316,7 @@ class StepCallback:
         model: whose pipeline runs.
         prompts: one per row.
         edits: one per row, at most; None and empty edits leave their row as it is.
-        embed: gives a prompt's embeddings.
+        reader: reads prompts.
         keep: keeps every row's latents after each step.
     """
 
@@ -324,14 +325,14 @@ class StepCallback:
         model: LoadedModel,
         prompts: Sequence[str],
         edits: Sequence[Edit | None],
-        embed: Callable[[str], TextParts],
+        reader: TextReader,
         *,
         keep: bool = False,
     ) -> None:
         self._family, self._size, self._steps = model.family, model.spec.size, model.spec.steps
         self._layout, self._denoiser, self._guided = model.layout, model.denoiser, model.guided
         self._prompts = prompts
-        self._embed = embed
+        self._reader = reader
         self._kept: list[Tensor] | None = [] if keep else None
         self._last: Tensor | None = None
         active = {row: edit for row, edit in enumerate(edits) if edit is not None and not edit.empty}
@@ -426,7 +427,7 @@ class StepCallback:
 
         Args:
             given: name -> embeddings of the batch.
-            weights: row -> share of the target prompt.
+            weights: row -> how strongly its change is read.
             names: names of the embeddings as before the first step; None if they are the first ones in order.
         """
         count = len(self._prompts)
@@ -438,7 +439,7 @@ class StepCallback:
             edit = self._texts[row]
             if edit.text is None:
                 continue
-            parts = mix_embeddings(self._embed(self._prompts[row]), self._embed(edit.text.target), weight)
+            parts = edit.text.read(self._reader, self._prompts[row], weight)
             for values, part in zip(written.values(), [parts[place] for place in places], strict=True):
                 # Before the first step, and where the halves are calls of their own, there are conditional rows alone.
                 both = len(values) > count
@@ -456,24 +457,3 @@ class StepCallback:
             if edit.latents is not None:
                 changed[row] = edit.latents.after(step, latents[row], edit.strength)
         return changed
-
-
-def mix_embeddings(source: TextParts, target: TextParts, weight: float) -> TextParts:
-    """Mix two prompts' embeddings in the proportion (1 - weight) to weight.
-
-    Weights 0 and 1 give one of them to the bit. Masks of tokens, which are whole numbers, are joined: of a mixture is
-    read what either prompt has.
-
-    Raises:
-        RiebenchError: if other weights are asked for and the prompts' texts differ in length.
-    """
-    if weight in (0.0, 1.0):
-        return target if weight else source
-    if any(one.shape != other.shape for one, other in zip(source, target, strict=True)):
-        raise RiebenchError("this model's texts differ in length, so they cannot be mixed; use the strength 0 or 1")
-    return tuple(
-        ((1 - weight) * one.float() + weight * other.float()).to(one.dtype)
-        if one.is_floating_point()
-        else torch.maximum(one, other)
-        for one, other in zip(source, target, strict=True)
-    )

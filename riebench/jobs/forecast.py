@@ -410,8 +410,18 @@ def _reference_runs(works: Sequence[ExampleWork]) -> int:
 
 
 def _example_count(setting: Setting) -> int | None:
-    known = inspect.signature(get_method(setting.method).function).parameters.get("examples")
-    return None if known is None else int(str(setting.params.get("examples", known.default)))
+    """Return how many examples a method looks at; None for one each.
+
+    Of a method that divides a category into folds, as many as all folds together learn from.
+    """
+    known = inspect.signature(get_method(setting.method).function).parameters
+    stated = {name: setting.params.get(name, known[name].default) for name in ("examples", "folds") if name in known}
+    if stated.get("examples") is None:
+        return None
+    count, folds = int(str(stated["examples"])), stated.get("folds")
+    if folds is None or int(str(folds)) < 2:
+        return count
+    return math.ceil(count * int(str(folds)) / (int(str(folds)) - 1)) - 1
 
 
 def _reads_pairs(unit: Unit, planned: PlannedWork, metered: bool) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import NoneType
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from riebench.registry import METHODS
 from riebench.saes.sae import Reads, SparseAutoencoder
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample, RegionRule
+
+if TYPE_CHECKING:
+    from riebench.generation.generator import Generator
 
 Role = Literal["source", "target"]
 """One of the two runs of an example."""
@@ -79,6 +82,53 @@ class OtherExamples(Protocol):
         Each example has another one that follows it, except within clusters.
         """
 
+    def training(self, count: int, folds: int) -> TrainingExamples:
+        """Return the examples that a supervised method learns this example's edit from.
+
+        The category's examples are divided into folds, clusters as a whole; those of this example's own fold are left
+        out.
+
+        Args:
+            count: how many examples, at most.
+            folds: number of folds, at least 2.
+
+        Raises:
+            RiebenchError: if there are none.
+        """
+
+
+class TrainingExamples(Protocol):
+    """The examples of a category that a supervised method is trained on."""
+
+    @property
+    def fold(self) -> int:
+        """The fold that is left out, from 0."""
+
+    @property
+    def folds(self) -> int:
+        """Number of folds."""
+
+    @property
+    def generator(self) -> Generator:
+        """The loaded model."""
+
+    @property
+    def run_evaluations(self) -> int:
+        """Evaluations of the denoiser that one run takes."""
+
+    def each(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> list[T]:
+        """Return what is found in the runs of each example; see `OtherExamples.first`."""
+
+    def learn(self, key: Hashable, fit: Callable[[], T]) -> T:
+        """Return what is learned from these examples.
+
+        It is learned once, and kept while the task lasts.
+
+        Args:
+            key: names what is learned, with all that it depends on besides these examples.
+            fit: learns it.
+        """
+
 
 @dataclass
 class ExampleRuns:
@@ -100,6 +150,7 @@ class ExampleRuns:
         rule: the region rule of the example's category.
         latents: latents of both runs after each step, [T, c, h, w], if a method needs them.
         others: the other examples of the category, if a method needs them.
+        noise: seed of the noise of both runs.
     """
 
     example: EditExample
@@ -113,6 +164,7 @@ class ExampleRuns:
     rule: RegionRule = "edit"
     latents: Mapping[Role, Tensor] = field(default_factory=dict)
     others: OtherExamples | None = None
+    noise: int = 0
     _positions: dict[tuple[Role, str], Tensor] = field(default_factory=dict, repr=False)
     _codes: dict[tuple[Role, str, int], Tensor] = field(default_factory=dict, repr=False)
     _means: dict[tuple[Role, str, int, str], Tensor] = field(default_factory=dict, repr=False)

@@ -2,7 +2,7 @@
 
 `EditorContext` is what an editor works on, `Editor` a registered one and `editor` the decorator that registers it.
 Image-to-image, LEDITS++ and the adversarial control are here; prompt-to-prompt is in
-`riebench.methods.prompt_to_prompt`.
+`riebench.methods.prompting.prompt_to_prompt`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from riebench.errors import MemoryShortageError, RiebenchError
 from riebench.methods.access import Access, Guarded, GuardedMapping
-from riebench.methods.base import Method, Role
+from riebench.methods.base import Method, Need, OtherExamples, Role
 from riebench.models.clip import ClipSpec, LoadedClip, load_open_clip
 from riebench.models.placement import attention_kernel, out_of_memory, refuse_lost, use_denoiser_device
 from riebench.models.presets import scorer_for
 from riebench.registry import METHODS
+from riebench.store.records import Training
 from riebench.tasks.schema import EditExample
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class EditorContext:
         pictures: the source and the target picture as stored, uint8 [H, W, 3].
         strengths: the edit strengths to make pictures at.
         access: the inputs that the editor declares; None refuses nothing.
+        others: the other examples of the category, if the editor needs them.
+        seed: index of the seed.
+        training: gets the training that the pictures were learned by, for their records.
     """
 
     generator: Generator
@@ -65,13 +69,20 @@ class EditorContext:
     pictures: Mapping[Role, NDArray[np.uint8]]
     strengths: tuple[float, ...]
     access: Access | None = None
+    others: OtherExamples | None = None
+    seed: int = 0
+    training: list[Training] = field(default_factory=list)
 
     def limited_to(self, access: Access) -> EditorContext:
         """Return the context as an editor sees it: it refuses what is not declared."""
+        others = self.others
+        if others is not None and not access.has("T"):
+            others = cast(OtherExamples, Guarded(others, access, "T"))
         if access.has("P"):
-            return replace(self, access=access)
+            return replace(self, access=access, others=others)
         return replace(
-            self, access=access, example=cast(EditExample, Guarded(self.example, access, "P", frozenset({"target"}))),
+            self, access=access, others=others,
+            example=cast(EditExample, Guarded(self.example, access, "P", frozenset({"target"}))),
             pictures=GuardedMapping(self.pictures, access, {"target": "P"}),
         )  # fmt: skip
 
@@ -193,7 +204,12 @@ class Editor(Method):
 
 
 def editor(
-    name: str, *, access: str, strengths: tuple[float, float] = (0.0, math.inf), multiple: int = 1
+    name: str,
+    *,
+    access: str,
+    strengths: tuple[float, float] = (0.0, math.inf),
+    multiple: int = 1,
+    needs: tuple[Need, ...] = (),
 ) -> Callable[[Callable[..., Pictures]], Editor]:
     """Register an editor as a method, as a decorator.
 
@@ -204,10 +220,11 @@ def editor(
         access: see `riebench.methods.base.Method`.
         strengths: see `riebench.methods.base.Method`.
         multiple: see `Editor.multiple`.
+        needs: "others" for the other examples of the category.
     """
 
     def enter(function: Callable[..., Pictures]) -> Editor:
-        made = Editor(name, function, frozenset(), access, strengths=strengths, multiple=multiple)
+        made = Editor(name, function, frozenset(needs), access, strengths=strengths, multiple=multiple)
         METHODS.register(name)(made)
         return made
 

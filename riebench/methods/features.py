@@ -212,6 +212,8 @@ def sae_fixed(
     n_features: int = 20,
     rank: Literal["first", "mean"] = "first",
     ranking: Literal["joint", "separate"] = "joint",
+    examples: int | None = None,
+    folds: int | None = None,
     branch: Branch = "both",
 ) -> Edit:
     """Switch the features that stand for the edit's values in other examples.
@@ -226,7 +228,13 @@ def sae_fixed(
         n_features: how many are switched on, and how many off, at most.
         rank: as in `sae`.
         ranking: as in `sae`.
+        examples: how many others to look at, at most; None for all.
+        folds: looks at the examples outside the scored example's fold alone, as supervised methods do; None looks at
+            all others.
         branch: what happens to the guidance halves.
+
+    Raises:
+        RiebenchError: if there are no others.
     """
     saes = {block: ctx.sae(block) for block in ctx.blocks}
 
@@ -239,7 +247,9 @@ def sae_fixed(
         return FeatureProfile(*changed_values(runs.example), means)
 
     key = ("feature profile", tuple((block, sae.sha256) for block, sae in saes.items()))
-    others = other_examples(ctx).first(ALL_OTHERS, key, profile)
+    count = ALL_OTHERS if examples is None else examples
+    found = other_examples(ctx)
+    others = found.first(count, key, profile) if folds is None else found.training(count, folds).each(key, profile)
     new, old = changed_values(ctx.runs.example)
     wished, unwished = _runs_with(new, others, "target"), _runs_with(old, others, "source")
     add, remove = (

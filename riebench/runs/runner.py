@@ -28,7 +28,7 @@ from riebench.generation.memory import BatchSize, automatic_batch_size, examples
 from riebench.generation.prefix import Prefix
 from riebench.generation.regions.options import DEFAULT_REGIONS, RegionSpec, parse_regions
 from riebench.generation.units import UnitRecorder
-from riebench.methods.base import ROLES, EditContext, ExampleRuns, Reuse, Role
+from riebench.methods.base import ROLES, EditContext, ExampleRuns, OtherExamples, Reuse, Role
 from riebench.methods.editors import Editor, EditorContext
 from riebench.models.loading import LoadedModel
 from riebench.runs.capture import CapturePlan
@@ -167,7 +167,8 @@ class EditorRunner:
 
     def run(
         self, editor: Editor, units: Sequence[Unit], work: ExampleWork, pictures: Mapping[Role, Pixels],
-        save: Callable[[Unit, Pixels, float, int], None], fail: Callable[[Unit, str], None],
+        others: OtherExamples | None, save: Callable[[Unit, Pixels, Mapping[str, Any]], None],
+        fail: Callable[[Unit, str], None],
     ) -> None:  # fmt: skip
         """Make some units of one example and one setting.
 
@@ -176,8 +177,8 @@ class EditorRunner:
             units: units that differ in strength alone.
             work: their example.
             pictures: the source and the target picture as stored.
-            save: function that gets a unit with its picture, its share of the wall time, and the number of units made
-                in the same call.
+            others: the other examples of the category, if any method needs them.
+            save: function that gets a unit with its picture and further fields of its record.
             fail: function that gets a unit that cannot be made, and the reason.
         """
         setting = units[0].setting
@@ -185,17 +186,19 @@ class EditorRunner:
         sizes = self._sizes.setdefault(setting.name, BatchSize(most, f"pictures of {setting.name}", proven=True))
         sizes.size = min(sizes.size, most)
 
-        def make(some: Sequence[Unit]) -> tuple[NDArray[np.uint8], float]:
+        def make(some: Sequence[Unit]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
             strengths = tuple(unit.key.strength for unit in some)
-            start = time.perf_counter()
-            made = editor.edit_pictures(
-                EditorContext(self.generator, work.plain, work.noise, pictures, strengths), setting.params
+            context = EditorContext(
+                self.generator, work.plain, work.noise, pictures, strengths, others=others, seed=work.seed
             )
-            return made, (time.perf_counter() - start) / len(some)
+            start = time.perf_counter()
+            made = editor.edit_pictures(context, setting.params)
+            took = {"seconds": (time.perf_counter() - start) / len(some), "batch_size": len(some)}
+            return made, {**took, "training": next(iter(context.training), None)}
 
-        def keep(some: Sequence[Unit], made: tuple[NDArray[np.uint8], float]) -> None:
+        def keep(some: Sequence[Unit], made: tuple[NDArray[np.uint8], dict[str, Any]]) -> None:
             for unit, picture in zip(some, made[0], strict=True):
-                save(unit, picture, made[1], len(some))
+                save(unit, picture, made[1])
 
         sizes.each(units, 1, make, keep, fail)
 
@@ -377,7 +380,7 @@ class Runner:
         latents = {} if pair.latents is None else {role: pair.latents[row] for role, row in rows.items()}
         runs = ExampleRuns(
             work.plain, work.seed, pair.traces[0], rows, masks, self.captures.unit_layers, self.captures.measure(work),
-            rule=work.task.region_rule, latents=latents, others=self.references.others(work),
+            rule=work.task.region_rule, latents=latents, others=self.references.others(work), noise=work.noise,
         )  # fmt: skip
         if batch.units is not None and batch.units.holds(index):
             runs.units = {role: batch.units.take(row, partial(runs.positions, role)) for role, row in rows.items()}
@@ -392,15 +395,16 @@ class Runner:
     def _run_editors(self, work: ExampleWork, masks: RegionMasks, pictures: Mapping[Role, Pixels]) -> list[Unit]:
         """Make the units of editors; return the others."""
 
-        def save(unit: Unit, picture: Pixels, seconds: float, together: int) -> None:
-            took = {"seconds": seconds, "batch_size": together}
-            self.recorder.save(unit, picture, {**self.recorder.details(unit, masks), **took})
+        def save(unit: Unit, picture: Pixels, more: Mapping[str, Any]) -> None:
+            self.recorder.save(unit, picture, {**self.recorder.details(unit, masks), **more})
+
+        others = self.references.others(work)
 
         for name in dict.fromkeys(unit.setting.name for unit in work.units):
             method = self.prepared[name].method
             if isinstance(method, Editor):
                 units = [unit for unit in work.units if unit.setting.name == name]
-                self.editors.run(method, units, work, pictures, save, self._fail_unit)
+                self.editors.run(method, units, work, pictures, others, save, self._fail_unit)
         return [unit for unit in work.units if not isinstance(self.prepared[unit.setting.name].method, Editor)]
 
     def _fail_unit(self, unit: Unit, why: str) -> None:
@@ -431,7 +435,7 @@ class Runner:
         details["features"] = {
             block: BlockFeatures(add=add, remove=remove) for block, (add, remove) in made.features.items()
         }
-        details["neurons"] = made.neurons
+        details["neurons"], details["training"] = made.neurons, made.training
         edit = replace(made, strength=unit.key.strength, window=self.prepared[unit.setting.name].window)
         known = edit.picture(self.model.spec.steps)
         if known is not None:

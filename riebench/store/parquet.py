@@ -38,9 +38,9 @@ RECORD_COLUMNS = {
     "image": "string", "image_sha256": "string", "source_image": "string", "target_image": "string",
     "features": "list<struct<block: string, add: list<int64>, remove: list<int64>>>", "neurons": "int64",
     "cluster": "string", "mask_source": "double", "mask_target": "double", "seconds": "double", "batch_size": "int64",
-    "invocation": "int64", "distribution": "string",
+    "invocation": "int64", "distribution": "string", "training": "string",
 }  # fmt: skip
-"""Column of records.parquet -> its type; `distribution` is JSON, in files of runs that measured it alone."""
+"""Column of records.parquet -> its type; `distribution` and `training` are JSON, in files of runs that have them."""
 SCORE_COLUMNS = {
     "unit": "string", "metric": "string", "version": "int64", "backbone": "string", "picture": "string",
     "value": "double", "reason": "string", "invocation": "int64",
@@ -49,11 +49,11 @@ SCORE_COLUMNS = {
 OPTIONAL = frozenset(
     {
         "reason", "image", "image_sha256", "source_image", "target_image", "neurons", "cluster", "mask_source",
-        "mask_target", "value", "invocation", "distribution",
+        "mask_target", "value", "invocation", "distribution", "training",
     }
 )  # fmt: skip
 """Columns that may be empty."""
-LATER = frozenset({"distribution"})
+LATER = frozenset({"distribution", "training"})
 """Columns that a file may lack: they came later, and a run that has nothing for them is written without."""
 
 
@@ -74,6 +74,7 @@ def write_records(path: Path, records: Sequence[EditRecord]) -> None:
         share = record.mask_share
         values |= {"mask_source": share and share.source, "mask_target": share and share.target}
         values["distribution"] = _distribution_text(record)
+        values["training"] = None if record.training is None else record.training.model_dump_json()
         for name, column in columns.items():
             column.append(values[name])
     kept = {
@@ -121,7 +122,7 @@ def _write(path: Path, types: Mapping[str, str], columns: Mapping[str, list[Any]
     pq.write_table(
         table, sink, compression="zstd", compression_level=19, data_page_version="2.0", write_statistics=False,
         store_schema=False, row_group_size=MOST_ROWS,
-        use_dictionary=[name for name in types if name not in (*measured, "features", "distribution")]
+        use_dictionary=[name for name in types if name not in (*measured, "features", *LATER)]
         + [f"features.list.element.{part}" for part in ("block", "add.list.element", "remove.list.element")],
         column_encoding=dict.fromkeys(measured, "BYTE_STREAM_SPLIT"),
     )  # fmt: skip
@@ -153,8 +154,9 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
     columns = {
         name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features" and name not in LATER
     }  # fmt: skip
-    texts = table.column("distribution").to_pylist() if "distribution" in table.column_names else [None] * len(table)
-    columns["distribution"] = [None if text is None else _parsed(path, text) for text in texts]
+    for name, parse in (("distribution", _parsed), ("training", _parsed_object)):
+        texts = table.column(name).to_pylist() if name in table.column_names else [None] * len(table)
+        columns[name] = [None if text is None else parse(path, text) for text in texts]
     switched = _features(path, table.column("features").combine_chunks()) if features else [{}] * len(table)
     found = []
     names = [name for name in EditRecord.model_fields if name in columns]
@@ -185,6 +187,15 @@ def _parsed(path: Path, text: str) -> Any:
         }
     except (ValueError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: a distribution is no JSON object; publish the run again") from error
+
+
+def _parsed_object(path: Path, text: str) -> Any:
+    """Return a JSON object that is stored as text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: a training is no JSON object; publish the run again") from error
+    return found
 
 
 def plain_list(column: Any) -> list[Any]:

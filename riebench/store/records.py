@@ -257,6 +257,27 @@ class BlockDistribution(StoredModel):
         return self
 
 
+class Training(StoredModel):
+    """Examples that a supervised method learned an edit from, and the cost.
+
+    The cost is that of the whole training, which serves all examples of the fold that show the same concept.
+    """
+
+    examples: Count
+    """Training examples of the category, of which each method uses those that show the concept."""
+    fold: Count
+    """Fold of the scored example, from 0; no example of it is learned from."""
+    folds: Count
+    """Number of folds."""
+    evaluations: Count
+    """Evaluations of the denoiser for one picture that made the training examples' runs."""
+    gradients: Count
+    """Evaluations of the denoiser for one picture while fitting: those that a gradient went through, and those
+    without that measure the loss before."""
+    seconds: float = Field(ge=0, lt=MAX_WHOLE)
+    """Wall time of fitting, without the training examples' runs."""
+
+
 class EditRecord(StoredModel):
     """Outcome of one unit."""
 
@@ -278,6 +299,8 @@ class EditRecord(StoredModel):
     """Block -> features switched; empty for methods without features."""
     neurons: int | None = Field(default=None, ge=0, lt=2**53)
     """Number of feed-forward units switched on and off; None for methods that switch none."""
+    training: Training | None = None
+    """Training of a supervised method; None for methods that learn nothing."""
     distribution: dict[str, BlockDistribution] | None = None
     """Block -> distance of its edited updates from unedited ones; None where it was not measured."""
     cluster: str | None = None
@@ -303,7 +326,7 @@ class EditRecord(StoredModel):
     def _leave_out_no_neurons(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Other records are stored without the field, as all were before it existed.
         stored: dict[str, Any] = write(self)
-        for name in ("neurons", "invocation", "distribution"):
+        for name in ("neurons", "invocation", "distribution", "training"):
             if getattr(self, name) is None:
                 stored.pop(name, None)
         return stored

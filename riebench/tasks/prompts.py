@@ -80,6 +80,12 @@ FUNCTION_WORDS = frozenset(
 _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 
 
+def prompt_words(prompt: str) -> frozenset[str]:
+    """Return the words of a prompt that have a meaning of their own, in small letters."""
+    words = _WORD.findall(plain_prompt(prompt).lower())
+    return frozenset(word for word in words if word not in FUNCTION_WORDS)
+
+
 def changed_words(source: str, target: str) -> tuple[frozenset[str], frozenset[str]]:
     """Return the words that one of two prompts has alone, in small letters.
 
@@ -88,8 +94,5 @@ def changed_words(source: str, target: str) -> tuple[frozenset[str], frozenset[s
     Returns:
         Words of the target alone, and words of the source alone.
     """
-    before, after = (
-        {word for word in _WORD.findall(plain_prompt(prompt).lower()) if word not in FUNCTION_WORDS}
-        for prompt in (source, target)
-    )
-    return frozenset(after - before), frozenset(before - after)
+    before, after = prompt_words(source), prompt_words(target)
+    return after - before, before - after

@@ -25,6 +25,7 @@ HOSTILE = ("\udcff\udcfe", "a\nb\x1b[2J\u202e", "é" * 3000)
 ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("run",): ["no_edit", "--engine", "none"],
     ("doctor",): ["no_edit", "--engine", "none"],
+    ("detect",): ["--detectors", "none"],
     ("sae", "feature"): ["mid.0", "x"],
     ("sae", "collect"): ["--model", "toy-turbo", "--prompts", "none.txt"],
     ("sae", "train"): ["none"],

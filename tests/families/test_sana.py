@@ -25,8 +25,8 @@ from benchmarks.sdxl.counting import _cost
 from riebench import blocks
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, LatentChange, StaticEdit, Term, TextChange
-from riebench.generation.generator import Capture, Generator, mix_embeddings
+from riebench.generation.edits import Edit, LatentChange, StaticEdit, Term, TextChange, mix_embeddings
+from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import find_site
 from riebench.models.families.blocks import BatchLayout
 from riebench.models.families.tokens.cross_attention.attention import attention_map

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_model, tiny_saes
 
 from riebench.errors import RiebenchError
-from riebench.features import random_baseline
 from riebench.features.activity import Picture
 from riebench.features.labels import enriched_value, enriched_words, read_labels
-from riebench.features.properties import (
+from riebench.features.random_features import random_baseline
+from riebench.features.random_features.properties import (
     active_region,
     color_change,
     locality,
@@ -23,7 +23,7 @@ from riebench.features.properties import (
     random_directions,
     texture_change,
 )
-from riebench.features.random_baseline import EDITED, STRONGEST, FeatureMeasurement, FeatureOptions
+from riebench.features.random_features.random_baseline import EDITED, STRONGEST, FeatureMeasurement, FeatureOptions
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, Generator
 from riebench.saes.sae import SparseAutoencoder

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from edit_contexts import BLOCKS, context
+from edit_contexts import BLOCKS, CHANNELS, context
 
 from riebench.analysis.configurations import EARLIER_ACCESS
 from riebench.analysis.standings import BEST_STRENGTH, CONTROLLED, KNOB_ENDS
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
-from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, TrainingExamples, get_method
 from riebench.methods.editors import Editor
+from riebench.methods.supervised.concepts import Learned
 from riebench.registry import METHODS
 
 SMALL = {"n_features": 3, "n_units": 3, "examples": 1}
@@ -34,6 +35,23 @@ class OneOther:
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], Any]) -> Any:
         return look(context(seed=1).runs)
+
+    def training(self, count: int, folds: int) -> TrainingExamples:
+        return LearnedFrom()
+
+
+class LearnedFrom:
+    """Training examples, of which there is one."""
+
+    fold, folds, run_evaluations = 0, 2, 2
+    generator: Any = None
+
+    def each(self, key: Hashable, look: Callable[[ExampleRuns], Any]) -> list[Any]:
+        return OneOther().first(1, key, look)
+
+    def learn(self, key: tuple[Any, ...], fit: Callable[[], Any]) -> Any:
+        # What is trained through a denoiser is given.
+        return Learned(dict.fromkeys(BLOCKS, torch.ones(CHANNELS)), 0.0) if key[0] == "reft_r1" else fit()
 
 
 def whole_context() -> EditContext:

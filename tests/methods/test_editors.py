@@ -23,7 +23,7 @@ from riebench.generation.hooks import Hooks
 from riebench.methods.base import get_method
 from riebench.methods.check import check_setting
 from riebench.methods.editors import Editor, EditorContext, Pictures, unchanged
-from riebench.methods.prompt_to_prompt import (
+from riebench.methods.prompting.prompt_to_prompt import (
     Alignment,
     Injection,
     PromptTokens,

@@ -234,3 +234,57 @@ def test_pictures_do_not_depend_on_the_batch_they_are_made_in(tmp_path: Path) ->
         assert np.abs(picture - together[unit]).max() <= 1, unit
     for setting in SETTINGS[:2]:
         assert len({alone[setting.name, "e0", strength].tobytes() for strength in setting.strengths}) == 4
+
+
+class Prompts:
+    """Training examples that have prompts alone."""
+
+    fold, folds, run_evaluations = 0, 3, 4
+    generator: Any = None
+
+    def __init__(self, *prompts: tuple[str, str]) -> None:
+        self.examples = [EditExample(id=f"o{i}", source=one, target=other) for i, (one, other) in enumerate(prompts)]
+
+    def training(self, count: int, folds: int) -> Prompts:
+        return self
+
+    def each(self, key: Any, look: Any) -> list[Any]:
+        nowhere = RegionMasks(np.ones((4, 4), dtype=bool), np.ones((4, 4), dtype=bool))
+        rows: dict[Role, int] = {"source": 0, "target": 1}
+        return [look(ExampleRuns(example, 0, Trace(), rows, nowhere)) for example in self.examples]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+def test_a_text_direction_moves_the_words_that_are_to_change_as_far_as_training_prompts_differ(guidance: float) -> None:
+    model = tiny_model(steps=2, guidance=guidance)
+    generator = Generator(model)
+    others = Prompts(("a red cat", "a blue cat"), ("one blue dog", "one green dog"))
+    whole = np.ones((4, 4), dtype=bool)
+    runs = ExampleRuns(
+        EditExample(id="e", source="a pink house", target="a blue house"),
+        0,
+        Trace(),
+        {"source": 0, "target": 1},
+        RegionMasks(whole, whole),
+        others=others,
+    )  # type: ignore[arg-type]
+    edit = get_method("text_direction").edit(EditContext(runs, ()), {})
+    assert isinstance(edit, Edit) and edit.training is not None and edit.training.evaluations == 0
+    with read(model) as seen:
+        generator.generate(["a pink house"] * 2, [3] * 2, edits=[edit.scaled(0.5), None])
+
+    def mean(prompt: str, word: str) -> Tensor:
+        return generator.embed(prompt).parts[0][0, generator.token_positions(prompt, word)].mean(0)
+
+    expected = [part.clone() for part in generator.embed("a pink house").parts]
+    shift = mean("a blue cat", "blue") - mean("a red cat", "red")
+    shift = (shift + mean("one blue dog", "blue") - mean("one green dog", "green")) / 2
+    expected[0][0, generator.token_positions("a pink house", "pink")] += 0.5 * shift
+    pooled = [generator.embed(one).parts[1] for one in ("a blue cat", "a red cat", "one blue dog", "one green dog")]
+    expected[1] += 0.5 * (pooled[0] - pooled[1] + pooled[2] - pooled[3]) / 2
+    for texts in seen:
+        for values, one, plain in zip(texts, expected, generator.embed("a pink house").parts, strict=True):
+            torch.testing.assert_close(values[-2], one[0], atol=1e-5, rtol=1e-5)
+            assert torch.equal(values[-1], plain[0])
+            assert not guidance or torch.equal(values[0], values[1])
+    assert len(seen) == 2 and edit.scaled(0.0).picture(2) == "source" and edit.picture(2) is None

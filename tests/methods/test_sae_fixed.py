@@ -12,7 +12,7 @@ from edit_contexts import BLOCKS, POSITIONS, STEPS, context, dense, edit_of
 from paths import ROOT
 
 from riebench.errors import RiebenchError
-from riebench.methods.base import EditContext, ExampleRuns, Role
+from riebench.methods.base import EditContext, ExampleRuns, Role, TrainingExamples
 from riebench.methods.features import changed_values, choose_by_means, choose_features
 from riebench.tasks.prompts import changed_words
 from riebench.tasks.schema import Attributes, EditExample
@@ -32,6 +32,9 @@ class Given:
 
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
         return look(self.runs[0])
+
+    def training(self, count: int, folds: int) -> TrainingExamples:
+        raise AssertionError("nothing here is learned")
 
 
 def example(name: str, source: str, target: str) -> EditExample:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from riebench.cli.main import app
 from riebench.errors import RiebenchError
-from riebench.features.random_baseline import FeatureMeasurement
+from riebench.features.random_features.random_baseline import FeatureMeasurement
 from riebench.generation.generator import Generator
 from riebench.paper.artefact import Artefact, load_artefact, select_rows
 from riebench.paper.job import PaperJob

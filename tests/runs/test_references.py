@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_saes
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import GenerationResult, Generator
-from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Role, TrainingExamples, get_method
 from riebench.methods.features import choose_features
 from riebench.runs import engines
 from riebench.runs.references import reference_order
@@ -37,6 +37,9 @@ class Fixed:
     def next(self, key: Hashable, look: Callable[[ExampleRuns], T]) -> T:
         self.keys.append(key)
         return look(self.runs[0])
+
+    def training(self, count: int, folds: int) -> TrainingExamples:
+        raise AssertionError("nothing here is learned")
 
 
 def with_others(*seeds: int) -> EditContext:
@@ -143,6 +146,9 @@ WRONG = Setting(name="wrong", method="wrong_example", params={"n_features": 5}, 
 RANDOM = Setting(name="random", method="random_directions", params={"n_features": 5}, blocks=("mid.0",))
 
 
+PROBE = Setting(name="probe", method="probe_direction", params={"examples": 2, "folds": 2}, blocks=("mid.0",))
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The prompts of each generation without edits."""
@@ -176,18 +182,18 @@ def pictures(folders: Sequence[RunFolder]) -> dict[tuple[str, str], Any]:
 
 def test_others_are_the_same_whatever_is_run_beside_in_whichever_order_and_parts(tmp_path: Path) -> None:
     whole = task()
-    full = pictures(run(tmp_path / "full", whole, CONCEPT, WRONG, RANDOM))
-    assert len(full) == 4 * (3 * 2 + 2 + 1)
+    full = pictures(run(tmp_path / "full", whole, CONCEPT, WRONG, RANDOM, PROBE))
+    assert len(full) == 4 * (3 * 2 + 2 + 1 + 1)
     turned = whole.model_copy(update={"examples": whole.examples[::-1]})
     cut = whole.model_copy(update={"examples": whole.examples[:2]})
-    run(tmp_path / "parts", whole, WRONG, CONCEPT, RANDOM, shard=(2, 2))
+    run(tmp_path / "parts", whole, WRONG, CONCEPT, RANDOM, PROBE, shard=(2, 2))
     parts = {
-        "turned": run(tmp_path / "turned", turned, CONCEPT, WRONG, RANDOM, batch_size=1),
-        "cut": run(tmp_path / "cut", cut, CONCEPT, WRONG, RANDOM, pool=[whole]),
+        "turned": run(tmp_path / "turned", turned, CONCEPT, WRONG, RANDOM, PROBE, batch_size=1),
+        "cut": run(tmp_path / "cut", cut, CONCEPT, WRONG, RANDOM, PROBE, pool=[whole]),
         "limit": run(tmp_path / "limit", whole, WRONG, limit=1),
-        "parts": run(tmp_path / "parts", whole, WRONG, CONCEPT, RANDOM, shard=(1, 2)),
+        "parts": run(tmp_path / "parts", whole, WRONG, CONCEPT, RANDOM, PROBE, shard=(1, 2)),
     }
-    counts = {"turned": len(full), "cut": 2 * 9, "limit": 2, "parts": len(full)}
+    counts = {"turned": len(full), "cut": 2 * 10, "limit": 2, "parts": len(full)}
     for name, folders in parts.items():
         found = pictures(folders)
         assert len(found) == counts[name], name

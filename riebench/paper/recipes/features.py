@@ -1,6 +1,6 @@
 """Single features against random ones, the table of the paper's first edition.
 
-`riebench.features.random_baseline` measures them. The definitions are in `SHOWS`.
+`riebench.features.random_features.random_baseline` measures them. The definitions are in `SHOWS`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from riebench.errors import RiebenchError
 from riebench.features.activity import Picture
 from riebench.features.labels import Labels, read_labels
 from riebench.features.painter import check_index
-from riebench.features.properties import OCTAVES
-from riebench.features.random_baseline import (
+from riebench.features.random_features.properties import OCTAVES
+from riebench.features.random_features.random_baseline import (
     CANDIDATES,
     EDITED,
     STRENGTH,
@@ -104,7 +104,7 @@ class Property:
     """One property of features, as it is shown.
 
     Attributes:
-        name: as `riebench.features.random_baseline` names it.
+        name: as `riebench.features.random_features.random_baseline` names it.
         title: heading of its column.
         table: name of the table that shows it.
         bounds: least and largest value that there can be.

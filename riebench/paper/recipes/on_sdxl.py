@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from riebench.features.random_baseline import EDITED
+from riebench.features.random_features.random_baseline import EDITED
 from riebench.jobs.forecast import ASSUMED_RATES
 from riebench.models.families.sdxl.names import BLOCKS, SDXL_BLOCKS
 from riebench.models.families.sdxl.shape import DECODER_TERAFLOP, UNET_TERAFLOP

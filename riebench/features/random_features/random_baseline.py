@@ -1,7 +1,7 @@
 """Features measured against random pictures and random directions.
 
 `FeatureMeasurement` draws features of each block, generates the pictures that show and switch them, and computes the
-properties in `riebench.features.properties` of each feature and of its random counterpart.
+properties in `riebench.features.random_features.properties` of each feature and of its random counterpart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from riebench.features.activity import Activity, Float, Picture, PictureActivity, observe
 from riebench.features.labels import Labels, enriched_value, enriched_words
 from riebench.features.painter import switch
-from riebench.features.properties import (
+from riebench.features.random_features.properties import (
     active_region,
     color_change,
     locality,
