@@ -421,6 +421,13 @@ for _name, _target in {
     "judge_kept": "riebench.scoring.metrics.judge:judge_kept",
     "judge_artifact": "riebench.scoring.metrics.judge:judge_artifact",
     "structure": "riebench.scoring.metrics.structure:structure",
+    "dino_image": "riebench.scoring.metrics.pretrained.dino:dino_image",
+    "dinov2_image": "riebench.scoring.metrics.pretrained.dino:dinov2_image",
+    "dinov3_image": "riebench.scoring.metrics.pretrained.dino:dinov3_image",
+    "pick_target": "riebench.scoring.metrics.pretrained.preference:pick_target",
+    "pick_gain": "riebench.scoring.metrics.pretrained.preference:pick_gain",
+    "hps_target": "riebench.scoring.metrics.pretrained.preference:hps_target",
+    "hps_gain": "riebench.scoring.metrics.pretrained.preference:hps_gain",
     "paper_text_target": "riebench.scoring.metrics.clip:paper_text_target",
     "paper_text_source": "riebench.scoring.metrics.clip:paper_text_source",
     "paper_image_source": "riebench.scoring.metrics.clip:paper_image_source",
@@ -443,6 +450,10 @@ for _name, _target in {
     "squeezenet": "riebench.scoring.metrics.lpips:SqueezeNetwork",
     "dino": "riebench.scoring.metrics.structure:DinoNetwork",
     "judge": "riebench.scoring.metrics.judge:ToyJudge",
+    "dinov2": "riebench.scoring.metrics.pretrained.dino:Dinov2Network",
+    "dinov3": "riebench.scoring.metrics.pretrained.dino:Dinov3Network",
+    "pickscore": "riebench.scoring.metrics.pretrained.preference:PickScoreNetwork",
+    "hps": "riebench.scoring.metrics.pretrained.preference:HpsNetwork",
 }.items():
     NETWORKS.register_lazy(_name, _target)
 

@@ -26,6 +26,7 @@ from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, V
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
+from riebench.scoring.scorers import ON_REQUEST
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import invocation_notes
 from riebench.store.records import EditRecord, ScoreRecord, UnitKey
@@ -226,6 +227,7 @@ def score(
     scorer: str | None = None,
     second: str | None = None,
     metrics: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
     profile: str = DEFAULT,
     weights: Mapping[str, Path] | None = None,
     offline: bool = False,
@@ -242,6 +244,7 @@ def score(
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
         second: independent CLIP that gives `clip_gain_2`; by default the model's, if it is on this machine.
         metrics: registered names; by default all of the profile that the examples allow.
+        beside: metrics to compute beside these, such as those of scorers that have to be asked for.
         profile: a name of `PROFILES`.
         weights: paths of networks that do not ship (see `Networks`).
         offline: whether nothing may be fetched.
@@ -261,21 +264,26 @@ def score(
         keep_freed_memory()
     # Functions of the running process are measured on request only: every run would else differ by them.
     registered = (name for name in METRICS.usable() if name not in METRICS.defined())
-    names = profile_metrics(profile, registered) if metrics is None else tuple(metrics)
+    names = tuple(dict.fromkeys([*(profile_metrics(profile, registered) if metrics is None else metrics), *beside]))
     broken = METRICS.failures() if metrics is None and profile == DEFAULT else {}
     # Metrics of installed packages come unrequested; they must not stop what would be scored without them.
     optional = {*OPTIONAL_METRICS, *METRICS.from_packages()}
-    requested = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
+    requested = {
+        *(metrics or ()),
+        *beside,
+        *(["clip_gain_2"] if second else []),
+        *(names if profile != DEFAULT else []),
+    }
     suites = _Suites(tasks or ())
     total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
     for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
         used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
-        candidates = [
-            METRICS.get(name)
+        kept = [
+            name
             for name in names
             if name in requested or not (shipped and is_left_to_request(name, used.options.second))
         ]
-        chosen, notes = select_measurable(candidates, optional - requested, used)
+        chosen, notes = select_measurable([*map(METRICS.get, kept)], optional - requested, used)
         report = _score_group(group, suites, used, chosen, batch_size, progress)
         total = _merge_reports(_merge_reports(total, report), ScoreReport(notes=notes))
     return total
@@ -312,6 +320,9 @@ def select_measurable(
     """
     chosen, notes = [], []
     for metric in metrics:
+        if metric.name in ON_REQUEST:
+            # Fetched before its identity, which holds the commit, is asked for.
+            networks.missing(metric.backbone, fetch=True)
         problem = networks.missing(metric.backbone, fetch=False) if metric.name in optional else None
         if problem is None:
             chosen.append(metric)
