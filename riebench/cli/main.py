@@ -24,7 +24,8 @@ from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, run.doctor, results.score, results.tables, results.leaderboard, results.compare,
-    results.publish, results.export, results.report, results.curves, paper.paper,
+    results.publish, results.export, results.report, results.agreement, results.curves,
+    paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(results.validity_app, name="validity")

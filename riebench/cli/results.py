@@ -460,6 +460,23 @@ def _say_written(paths: Sequence[Path], check: bool) -> None:
 
 
 @friendly
+def agreement(
+    results: ResultsOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is written. [default: tables/ of each suite and model]")
+    ] = None,
+) -> None:
+    """Compare scorers with each other, category by category: a table and a figure."""
+    pause_collector()
+    from riebench.analysis.validity.scorers import write_agreement
+
+    if out is None:
+        refuse_remote(results)
+    for path in write_agreement(folders_in(results_to_read(results)), out):
+        print_line(path)
+
+
+@friendly
 def curves(
     results: ResultsOption = None,
     out: Annotated[

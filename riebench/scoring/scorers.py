@@ -13,6 +13,8 @@ from riebench.errors import MetricError, near_match
 from riebench.models.clip import SCORER_FORMS, SCORERS, ClipSpec
 
 REQUESTED: dict[str, tuple[str, ...]] = {
+    "dreamsim": ("dreamsim",),
+    "vqa": ("vqa_target", "vqa_gain"),
     "dino": ("dino_image",),
     "dinov2": ("dinov2_image",),
     "dinov3": ("dinov3_image",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from scored_runs import TASKS, noise, stored_run
-from tiny_scorers import dino_folder, hps_file, pickscore_folder
+from tiny_scorers import dino_folder, dreamsim_folder, hps_file, pickscore_folder, qwen3_vl_folder
 from typer.testing import CliRunner
 
 from riebench.analysis.configurations import configurations
@@ -24,6 +25,7 @@ from riebench.jobs.request import RunRequest
 from riebench.registry import METRICS, NETWORKS
 from riebench.scoring.metrics.base import Sample
 from riebench.scoring.metrics.networks import NetworkOptions, Networks
+from riebench.scoring.metrics.pretrained.dreamsim import unpack
 from riebench.scoring.metrics.pretrained.files import HubModel
 from riebench.scoring.metrics.pretrained.preference import load_hps
 from riebench.scoring.profiles import PROFILES, profile_metrics
@@ -172,7 +174,7 @@ def test_hps_is_the_cosine_of_a_picture_that_is_made_small_as_a_tensor(small_hps
 
 
 def test_what_is_missing_is_said_with_the_line_that_brings_it(tmp_path: Path) -> None:
-    for name in ("pickscore", "dinov2", "dinov3", "hps"):
+    for name in ("pickscore", "dinov2", "dinov3", "hps", "vqa"):
         with pytest.raises(MetricError, match=ONE_LINE) as caught:
             NETWORKS.get(name).locate(NetworkOptions(offline=True))
         assert "(`hf download " in str(caught.value) and f"--weights {name}=FOLDER" in str(caught.value)
@@ -242,3 +244,130 @@ def test_hps_is_named_by_its_file(small_hps: Path) -> None:
     loaded = load_hps(NetworkOptions(weights={"hps": small_hps}))
     assert loaded.backbone == NETWORKS.get("hps").identity(NetworkOptions(weights={"hps": small_hps.parent}))
     assert loaded.backbone.startswith("HPSv2.1@")
+
+
+@pytest.fixture(scope="module")
+def sim_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DreamSim's files, with towers of one block."""
+    return dreamsim_folder(tmp_path_factory.mktemp("dreamsim") / "files", depth=1)
+
+
+def attend(states: torch.Tensor, weights: dict[str, torch.Tensor], low: tuple[torch.Tensor, torch.Tensor]) -> Any:
+    """Attention of one block with 12 heads, the LoRA on a path of its own beside the stored weights."""
+    joined = states @ weights["blocks.0.attn.qkv.weight"].T + weights["blocks.0.attn.qkv.bias"]
+    joined = joined + 2 / 4 * (states @ low[0].T) @ low[1].T
+    queries, keys, values = (part.reshape(-1, 12, 2).transpose(0, 1) for part in joined.chunk(3, dim=-1))
+    found = torch.softmax(queries @ keys.transpose(1, 2) / 2**0.5, dim=-1) @ values
+    mixed = found.transpose(0, 1).reshape(-1, 24)
+    return mixed @ weights["blocks.0.attn.proj.weight"].T + weights["blocks.0.attn.proj.bias"]
+
+
+def tower_features(folder: Path, place: int, picture: np.ndarray) -> torch.Tensor:
+    """Features of a tower of one block, step by step."""
+    from torch.nn.functional import conv2d, gelu, layer_norm
+
+    file, clip = [("dino_vitb16_pretrain.pth", False), ("clip_vitb16_pretrain.pth.tar", True),
+                  ("open_clip_vitb16_pretrain.pth.tar", True)][place]  # fmt: skip
+    stored = torch.load(folder / file, weights_only=True)
+    w = stored["state_dict"] if clip else {n.removeprefix("backbone."): v for n, v in stored["teacher"].items()}
+    lora = torch.load(folder / "ensemble_lora" / "adapter_model.bin", weights_only=True)
+    start = f"base_model.model.extractor_list.{place}.model.blocks.0.attn.qkv.lora_"
+    mean, deviation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)) if clip else (
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # fmt: skip
+    large = np.array(Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC))
+    pixels = ((torch.from_numpy(large) / 255 - torch.tensor(mean)) / torch.tensor(deviation)).permute(2, 0, 1)[None]
+
+    def norm(states: torch.Tensor, name: str) -> torch.Tensor:
+        return layer_norm(states, (24,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5 if clip else 1e-6)
+
+    patches = conv2d(pixels.float(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=16)
+    states = torch.cat([w["cls_token"][0], patches[0].flatten(1).T]) + w["pos_embed"][0]
+    states = norm(states, "pos_drop") if clip else states
+    low = lora[f"{start}A.weight"], lora[f"{start}B.weight"]
+    states = states + attend(norm(states, "blocks.0.norm1"), w, low)
+    hidden = norm(states, "blocks.0.norm2") @ w["blocks.0.mlp.fc1.weight"].T + w["blocks.0.mlp.fc1.bias"]
+    hidden = hidden * torch.sigmoid(1.702 * hidden) if place == 1 else gelu(hidden)
+    states = states + hidden @ w["blocks.0.mlp.fc2.weight"].T + w["blocks.0.mlp.fc2.bias"]
+    return norm(states, "norm")[0] @ w["proj"] if clip else states[0]
+
+
+def test_dreamsim_is_its_definition(sim_folder: Path) -> None:
+    def embed(picture: np.ndarray) -> np.ndarray:
+        joined = torch.cat([tower_features(sim_folder, place, picture) for place in range(3)])
+        return (joined - joined.mean()).double().numpy()
+
+    expected = []
+    for sample in SAMPLES:
+        one, two = embed(sample.edited), embed(sample.source)
+        expected.append(1 - one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+    networks = Networks(weights={"dreamsim": sim_folder})
+    assert min(expected) > 1e-5
+    assert numbers("dreamsim", networks) == pytest.approx(expected, rel=1e-2, abs=1e-6)
+    assert numbers("dreamsim", networks, [Sample(noise(1), noise(1), MASK, "a", "b")]) == pytest.approx([0], abs=1e-6)
+
+
+def test_dreamsim_is_unpacked_from_its_archive_and_named_by_release_or_hash(sim_folder: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), "zip", sim_folder.parent))
+    with zipfile.ZipFile(archive, "a") as packed:
+        packed.writestr("../outside/harm.txt", "x")
+    unpack(archive, tmp_path / "here" / "unpacked")
+    assert sorted(path.name for path in tmp_path.rglob("*.pth*")) == sorted(p.name for p in sim_folder.glob("*.pth*"))
+    assert not list(tmp_path.rglob("harm.txt"))
+    identity = NETWORKS.get("dreamsim").identity
+    options = NetworkOptions(weights={"dreamsim": sim_folder})
+    assert identity(NetworkOptions()) == "dreamsim-ensemble@v0.2.0-checkpoints"
+    assert identity(options) == identity(NetworkOptions(weights={"dreamsim": tmp_path / "here" / "unpacked"}))
+    (tmp_path / "here" / "unpacked" / "ensemble_lora" / "adapter_model.bin").unlink()
+    with pytest.raises(MetricError, match=r"lacks ensemble_lora/adapter_model\.safetensors; unpack https"):
+        NETWORKS.get("dreamsim").locate(NetworkOptions(weights={"dreamsim": tmp_path / "here" / "unpacked"}))
+
+
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Qwen3-VL that answers yes or no, and one that answers anything."""
+    root = tmp_path_factory.mktemp("vqa")
+    return qwen3_vl_folder(root / "readable"), qwen3_vl_folder(root / "any", readable=False)
+
+
+def test_vqa_is_the_probability_that_generation_begins_with_yes(language_models: tuple[Path, Path]) -> None:
+    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+    folder = language_models[0]
+    model, processor = Qwen3VLForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    question = f'Does this figure show "{PROMPT}"? Please answer yes or no.'
+    # The chat as the model reads it, written out.
+    text = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+    expected = []
+    for picture in (SAMPLES[0].edited, SAMPLES[0].source):
+        inputs = processor(text=[text], images=[Image.fromarray(picture)], return_tensors="pt")
+        made = model.generate(**inputs, max_new_tokens=1, do_sample=False, output_scores=True,
+                              return_dict_in_generate=True)  # fmt: skip
+        yes = processor.tokenizer.convert_tokens_to_ids("Yes")
+        expected.append(float(torch.softmax(made.scores[0][0].double(), dim=-1)[yes]))
+    networks = Networks(weights={"vqa": folder})
+    assert abs(expected[0] - expected[1]) > 1e-6
+    assert numbers("vqa_target", networks, SAMPLES[:1]) == pytest.approx(expected[:1], abs=1e-6)
+    assert numbers("vqa_gain", networks, SAMPLES[:1]) == pytest.approx([expected[0] - expected[1]], abs=1e-6)
+
+
+def test_answers_that_say_nothing_are_missing_and_stored(language_models: tuple[Path, Path], tmp_path: Path) -> None:
+    readable, other = language_models
+    metrics = choose_scorers(["vqa"]).metrics
+    for name, folder in (("readable", readable), ("other", other)):
+        run = stored_run(tmp_path / name)
+        report = score([run], TASKS, scorer="toy-clip", metrics=metrics, weights={"vqa": folder}, progress=False)
+        lines = [json.loads(line) for line in (run.path / "raw_outputs.jsonl").read_text().splitlines()]
+        assert len(lines) == 2 and {line["unit"] for line in lines} == {unit for unit, _, _ in run.scores()}
+        values = {key[0]: one.value for key, one in RunFolder(run.path).scores().items() if key[1] == "vqa_target"}
+        for line in lines:
+            outputs = line["outputs"]
+            assert 0 < outputs["edited_yes"] < 1 and outputs.keys() == {
+                f"{role}_{part}" for role in ("edited", "source") for part in ("yes", "no", "first")
+            }
+            assert values[line["unit"]] == (outputs["edited_yes"] if name == "readable" else None)
+        assert report.missing == ({} if name == "readable" else {"unusable_answer": 4})
+        (facts,) = json.loads((run.path / "scoring.json").read_text())["networks"].values()
+        assert facts["question"] == 'Does this figure show "{text}"? Please answer yes or no.'
+        # What could not be read is not asked for again.
+        again = score([run], TASKS, scorer="toy-clip", metrics=metrics, weights={"vqa": folder}, progress=False)
+        assert not again.computed

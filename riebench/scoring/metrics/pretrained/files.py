@@ -16,7 +16,7 @@ from typing import Any
 from riebench.errors import MetricError
 from riebench.models.clip import SHORT_COMMIT, folder_digest
 from riebench.scoring.metrics.networks import NetworkOptions
-from riebench.utils.hub import from_hub, offline_mode
+from riebench.utils.hub import fetch, from_hub, offline_mode
 from riebench.utils.weights import check_weights_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,6 +35,7 @@ class HubModel:
         weights: names that the weights may have, the best first.
         revision: commit; None for the newest, which then is part of the identity.
         config: file with the model's sizes; empty if it needs none.
+        optional: further files that a release may have, fetched where they are.
     """
 
     name: str
@@ -43,6 +44,7 @@ class HubModel:
     weights: tuple[str, ...] = (WEIGHTS,)
     revision: str | None = None
     config: str = "config.json"
+    optional: tuple[str, ...] = ()
 
     @property
     def choices(self) -> list[tuple[str, ...]]:
@@ -73,6 +75,8 @@ class HubModel:
     def _on_hub(self, options: NetworkOptions) -> Path:
         offline, revision = options.offline, self.revision
         folder = from_hub(self.repository, self.choices, revision=revision, offline=offline)
+        if self.optional and not offline and not any((folder / name).is_file() for name in self.optional):
+            fetch(self.repository, folder.name, patterns=self.optional)
         if (folder / INDEX).is_file() and INDEX in self.weights and not (folder / WEIGHTS).is_file():
             parts = _parts(folder / INDEX)
             folder = from_hub(self.repository, [(*self.choices[-1], *parts)], revision=revision, offline=offline)
