@@ -77,7 +77,10 @@ PROFILES: dict[str, Profile] = {
             DEFAULT,
             ("clip_gain", "clip_gain_2", "lpips", "structure", "judge_target", "judge_kept", "judge_artifact"),
             rank="clip_gain",
-            beside=("vqa_gain", "pick_gain", "hps_gain", "dreamsim", "dino_image", "dinov2_image", "dinov3_image"),
+            beside=(
+                "vqa_gain", "editscore", "pick_gain", "hps_gain", "dreamsim", "dino_image", "dinov2_image",
+                "dinov3_image",
+            ),
             unchanged={
                 "clip_gain": 0.0, "clip_gain_2": 0.0, "lpips": 0.0, "structure": 0.0, "vqa_gain": 0.0, "pick_gain": 0.0,
                 "hps_gain": 0.0, "dreamsim": 0.0, "dino_image": 1.0, "dinov2_image": 1.0, "dinov3_image": 1.0,

@@ -15,6 +15,7 @@ from riebench.models.clip import SCORER_FORMS, SCORERS, ClipSpec
 REQUESTED: dict[str, tuple[str, ...]] = {
     "dreamsim": ("dreamsim",),
     "vqa": ("vqa_target", "vqa_gain"),
+    "editscore": ("editscore", "editscore_followed", "editscore_kept"),
     "dino": ("dino_image",),
     "dinov2": ("dinov2_image",),
     "dinov3": ("dinov3_image",),

@@ -32,10 +32,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
-    "Is the edit there?": ("clip_gain", "clip_gain_2", "vqa_gain", "pick_gain", "hps_gain"),
-    "Is the rest as before?": ("lpips", "structure", "dreamsim", "dino_image", "dinov2_image", "dinov3_image"),
+    "Is the edit there?": ("clip_gain", "clip_gain_2", "vqa_gain", "editscore_followed", "pick_gain", "hps_gain"),
+    "Is the rest as before?": (
+        "lpips",
+        "structure",
+        "dreamsim",
+        "dino_image",
+        "dinov2_image",
+        "dinov3_image",
+        "editscore_kept",
+    ),
 }
 """What is asked of a picture -> the metrics that answer it, each by another network."""
+UNSHOWN = ("editscore_followed", "editscore_kept")
+"""Those among them that no table shows."""
 FEWEST = 3
 """Pictures of a category below which there is no correlation."""
 
@@ -78,7 +88,9 @@ class ScoredPictures:
 
 def read_pictures(folders: Iterable[RunFolder]) -> ScoredPictures:
     """Read the edited pictures of one suite and model; those of strength 0 are left out."""
-    found = [one for folder in folders for one in configurations(folder, features=False) if one.strength != 0]
+    found = [
+        one for folder in folders for one in configurations(folder, extra=UNSHOWN, features=False) if one.strength != 0
+    ]
     metrics = [metric for asked in QUESTIONS.values() for metric in asked if any(metric in one.units for one in found)]
     categories: dict[str, str] = {}
     clusters: dict[str, str] = {}

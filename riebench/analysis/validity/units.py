@@ -29,7 +29,8 @@ SCORES: Mapping[str, int] = {"clip_gain": 1, "clip_margin": 1, "clip_direction":
 """Score -> 1, or -1 for a distance: it is turned round, so that more is always meant to be better."""
 
 ASKED: Mapping[str, int] = {
-    "vqa_gain": 1, "pick_gain": 1, "hps_gain": 1, "dreamsim": -1, "dino_image": 1, "dinov2_image": 1, "dinov3_image": 1,
+    "vqa_gain": 1, "editscore": 1, "pick_gain": 1, "hps_gain": 1, "dreamsim": -1, "dino_image": 1,
+    "dinov2_image": 1, "dinov3_image": 1,
 }  # fmt: skip
 """Likewise, scores of scorers that are measured on request; they are examined where they measured."""
 
