@@ -228,10 +228,15 @@ def test_named_scorers_measure_once_and_stand_in_the_tables_with_their_versions(
     before = score([folder], TASKS, scorer="toy-clip", metrics=["clip_gain"], progress=False)
     assert before.computed == {"clip_gain": 2}
     chosen = choose_scorers(["dinov2", "pickscore"])
-    call = {"scorer": "toy-clip", "metrics": ["clip_gain"], "beside": chosen.metrics, "weights": weights}
-    report = score([folder], TASKS, progress=False, **call)  # type: ignore[arg-type]
+    call: dict[str, Any] = {
+        "scorer": "toy-clip",
+        "metrics": ["clip_gain"],
+        "beside": chosen.metrics,
+        "weights": weights,
+    }
+    report = score([folder], TASKS, progress=False, **call)
     assert report.computed == {name: 2 for name in chosen.metrics}
-    assert not score([folder], TASKS, progress=False, **call).computed  # type: ignore[arg-type]
+    assert not score([folder], TASKS, progress=False, **call).computed
     text = per_method(configurations(RunFolder(folder.path)))[0].markdown()
     assert "| clip_gain | pick_gain | dinov2_image |" in text
     shown = "`dinov2_image` (version 1) by dinov2-base@"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -157,11 +157,11 @@ def load_hps(options: NetworkOptions) -> PreferenceScorer:
     """
     spec = ClipSpec(HPS_MODEL, HPS_TAG, "GELU", file=hps_file(options))
     loaded = load_open_clip(spec, options.device, offline=options.offline)
-    size = loaded.model.visual.image_size
+    size, usual = loaded.model.visual.image_size, cast(Any, loaded.transform)
     side = int(size[0] if isinstance(size, tuple) else size)
     loaded = replace(
         loaded,
-        transform=picture_transform(side, loaded.transform.transforms[-1]),  # type: ignore[attr-defined]
+        transform=picture_transform(side, usual.transforms[-1]),
         backbone=HpsNetwork.identity(options),
         details={**loaded.details, **HPS.facts(options), "package": loaded.details["package"], "factor": "1"},
     )

@@ -148,7 +148,7 @@ def _ask(sample: Sample, networks: Networks, role: str) -> Value:
     """Ask about a sample's edited or source picture, and note the raw answer."""
     scorer: QuestionScorer = networks.get("vqa")
     found = scorer.answer(sample.edited if role == "edited" else sample.source, sample.target_prompt)
-    raw = {f"{role}_yes": found.yes, f"{role}_no": found.no, f"{role}_first": found.first}
+    raw: dict[str, float | str] = {f"{role}_yes": found.yes, f"{role}_no": found.no, f"{role}_first": found.first}
     networks.note(sample, "vqa", raw)
     return found.value
 
