@@ -30,7 +30,9 @@ from riebench.analysis.configurations import (
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, detectable_difference
 from riebench.analysis.tradeoff.response.distances import distance_table
 from riebench.errors import RiebenchError
-from riebench.scoring.profiles import DEFAULT, PROFILES, metric_format
+from riebench.models.clip import with_revision
+from riebench.registry import METRICS
+from riebench.scoring.profiles import DEFAULT, PROFILES, Profile, metric_format
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES, inputs_in_words
@@ -83,7 +85,8 @@ def _note(found: list[Configuration]) -> list[Block]:
     examples = {example for c in found for values in c.values.values() for e in values.values() for example in e}
     seeds = [len(s) for c in found for values in c.values.values() for e in values.values() for s in e.values()]
     profile = PROFILES[found[0].profile if found else DEFAULT]
-    networks = sorted({c.backbones[metric] for c in found for metric in profile.table if c.backbones.get(metric)})
+    shown = [metric for metric in profile.table if metric not in profile.beside]
+    networks = sorted({c.backbones[metric] for c in found for metric in shown if c.backbones.get(metric)})
     second = sorted({c.backbones["clip_gain_2"] for c in found if "clip_gain_2" in c.backbones})
     paragraphs: list[list[Piece]] = [
         [
@@ -95,9 +98,10 @@ def _note(found: list[Configuration]) -> list[Block]:
         ]
     ]
     if networks:
-        paragraphs.append(["Measured by ", Name(", ".join(networks)), "."])
+        paragraphs.append(["Measured by ", Name(", ".join(map(with_revision, networks))), "."])
     if second:
-        paragraphs[-1] += ["\n", Code("clip_gain_2"), " is by ", Name(", ".join(second)), "."]
+        paragraphs[-1] += ["\n", Code("clip_gain_2"), " is by ", Name(", ".join(map(with_revision, second))), "."]
+    paragraphs += _beside_note(found, profile)
     if profile.name != DEFAULT:
         paragraphs.append(_profile_note(found, profile.name))
     paragraphs += outsized_notes(found)
@@ -108,6 +112,22 @@ def _note(found: list[Configuration]) -> list[Block]:
         if mixed := mixed_in_words(c for c in found if c.setting == setting):
             paragraphs.append(["Made with several versions: ", Name(setting), ", ", Name(mixed), "."])
     return [Paragraph(tuple(pieces)) for pieces in paragraphs]
+
+
+def _beside_note(found: list[Configuration], profile: Profile) -> list[list[Piece]]:
+    """Return the paragraph on scorers that were asked for by name, if any measured.
+
+    It names each metric with its version and the network that measured it.
+    """
+    measured = {metric: {c.backbones[metric] for c in found if metric in c.backbones} for metric in profile.beside}
+    scorers: list[Piece] = []
+    for metric, networks in measured.items():
+        if networks:
+            version = f" (version {METRICS.get(metric).version}) by "
+            scorers += [", " if scorers else "", Code(metric), version, Name(", ".join(sorted(networks)))]
+    if not scorers:
+        return []
+    return [["Asked for by name, beside the official scorers of the profile, and no part of a rank: ", *scorers, "."]]
 
 
 def outsized_notes(found: Iterable[Configuration]) -> list[list[Piece]]:

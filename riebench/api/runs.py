@@ -17,14 +17,14 @@ from riebench.api.results import Results, load_results
 from riebench.errors import RiebenchError, near_match, one_line
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import produce, say_failures
-from riebench.models.clip import scorer_pair
 from riebench.registry import METHODS
 from riebench.runs.failures import check_success
 from riebench.runs.plan import Unit
 from riebench.scoring.metrics.base import Metric
 from riebench.scoring.metrics.networks import parse_weights
-from riebench.scoring.profiles import DEFAULT
+from riebench.scoring.profiles import DEFAULT, get_profile
 from riebench.scoring.score import score as compute_scores
+from riebench.scoring.scorers import check_profile, choose_scorers
 from riebench.store.invocations import begin_invocation
 from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_plugin, make_setting
@@ -77,6 +77,7 @@ class RunOptions(TypedDict, total=False):
     regions: str
     profile: str
     scorer: Words
+    scorers: Words
     weights: Words | Mapping[str, str | Path]
     redo: str
     stop_after: int
@@ -145,9 +146,9 @@ def run_request(settings: Any, options: Mapping[str, Any]) -> RunRequest:
         RiebenchError: if one is unknown or of a wrong type.
     """
     forms: dict[str, Callable[[Any], Any]] = {
-        "categories": _words, "examples": _words, "scorer": _words, "lora": _words, "weights": _weights,
-        "saes": sae_text, "blocks": lambda blocks: ",".join(_words(blocks)), "edit_steps": interval_text,
-        "results": lambda place: str(Path(place).expanduser()),
+        "categories": _words, "examples": _words, "scorer": _words, "scorers": _words, "lora": _words,
+        "weights": _weights, "saes": sae_text, "blocks": lambda blocks: ",".join(_words(blocks)),
+        "edit_steps": interval_text, "results": lambda place: str(Path(place).expanduser()),
     }  # fmt: skip
     names, objects = _split_settings(settings)
     values: dict[str, Any] = {}
@@ -236,6 +237,7 @@ def score(
     metrics: str | Metric | Sequence[str | Metric] | None = None,
     suite: str | Path | Sequence[str | Path] = (),
     scorer: Words = (),
+    scorers: Words = (),
     profile: str = DEFAULT,
     weights: Words | Mapping[str, str | Path] = (),
     device: str = "auto",
@@ -250,6 +252,7 @@ def score(
         metrics: names of metrics, or functions decorated with `riebench.metric`; None for all of the profile.
         suite: folders of task files of the user's own that runs were made from; results of `riebench.run` know theirs.
         scorer: the CLIP that scores, then an independent second one.
+        scorers: scorers by name: CLIPs, and others that measure on request.
         profile: "default", "paper" or "piebench".
         weights: where the networks of optional metrics lie: {"dino": FOLDER}.
         device: cpu, cuda, cuda:1, mps, or auto.
@@ -270,13 +273,15 @@ def score(
     stored = results if isinstance(results, Results) else load_results(results, offline=offline)
     own = [suite] if isinstance(suite, str | Path) else list(suite)
     suites = list(dict.fromkeys([*stored.suites, *map(str, own)]))
-    first, second = scorer_pair(_words(scorer))
+    chosen = choose_scorers([*_words(scorer), *_words(scorers)])
+    check_profile(chosen, profile, get_profile(profile).scorers)
     begin_invocation(_call("score", str(stored.folder), {"metrics": names, "profile": profile}))
     with offline_mode(offline):
         report = compute_scores(
-            stored.run_folders, [task for name in suites for task in load_suite(name)], scorer=first, second=second,
-            metrics=names, profile=profile, weights=parse_weights(_weights(weights)), offline=offline,
-            device=pick_device(device), batch_size=batch_size, progress=progress,
+            stored.run_folders, [task for name in suites for task in load_suite(name)],
+            scorer=chosen.first, second=chosen.second, metrics=names, beside=chosen.metrics, profile=profile,
+            weights=parse_weights(_weights(weights)), offline=offline, device=pick_device(device),
+            batch_size=batch_size, progress=progress,
         )  # fmt: skip
     LOGGER.info(report.summary)
     return Results(stored.folder, stored.run_folders, suites)

@@ -40,7 +40,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Device and memory": (
         "device", "batch_size", "offload", "vae_slicing", "vae_tiling", "attention", "channels_last",
     ),
-    "Scoring": ("profile", "scorer", "weights", "metrics"),
+    "Scoring": ("profile", "scorer", "scorers", "weights", "metrics"),
     "Files and repetition": (
         "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
         "measure_saes", "json_file", "as_json", "open_page", "check", "licence", "leaderboard",

@@ -30,6 +30,7 @@ from riebench.cli.names import (
     known_models,
     known_offloads,
     known_profiles,
+    known_scorer_names,
     known_scorers,
     known_suites,
     words_beginning_with,
@@ -461,6 +462,14 @@ ScorerOption = Annotated[
         help="The CLIP that scores, then an independent second one: a name, local-dir:FOLDER, MODEL/TAG or MODEL@FILE. "
         "[default: the model's]",
         autocompletion=completing(known_scorers),
+    ),
+]
+ScorersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scorers",
+        help="Scorers by name, with commas between: CLIPs as for --scorer, and those measured on request.",
+        autocompletion=completing(known_scorer_names, several=True),
     ),
 ]
 WeightsOption = Annotated[

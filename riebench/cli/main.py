@@ -25,7 +25,8 @@ from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, run.doctor, run.diff, run.detect, stored.score, stored.tables, stored.leaderboard, comparisons.compare,
-    comparisons.compare_models, stored.publish, stored.export, stored.report, stored.curves, paper.paper,
+    comparisons.compare_models, stored.publish, stored.export, stored.report, stored.agreement, stored.curves,
+    paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(stored.validity_app, name="validity")

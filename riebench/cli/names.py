@@ -218,6 +218,15 @@ def _check_scorers(value: str | list[str], _: Options) -> None:
     scorer_pair([one for one in ([value] if isinstance(value, str) else value) if one != "none"])
 
 
+def _check_scorer_names(value: str, _: Options) -> None:
+    from riebench.scoring.scorers import choose_scorers
+
+    names = _list(value)
+    if not names:
+        raise RiebenchError("--scorers is empty: name scorers with commas between")
+    choose_scorers(names)
+
+
 def _check_weights(value: list[str], _: Options) -> None:
     from riebench.registry import NETWORKS
 
@@ -346,6 +355,7 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "profile": _check_profile,
     "regions": _check_regions,
     "scorer": _check_scorers,
+    "scorers": _check_scorer_names,
     "weights": _check_weights,
     "metrics": _check_metrics,
     "formats": _check_formats,
@@ -453,6 +463,13 @@ def known_scorers() -> Iterable[str]:
     from riebench.models.clip import SCORERS
 
     return SCORERS
+
+
+def known_scorer_names() -> Iterable[str]:
+    """Return the names of all scorers."""
+    from riebench.scoring.scorers import scorer_names
+
+    return scorer_names()
 
 
 def known_profiles() -> Iterable[str]:

@@ -101,6 +101,8 @@ class RunConfig(StoredModel):
     """Profile of generation and scores."""
     scorer: Texts = ()
     """The CLIP that scores, then an independent second one."""
+    scorers: Texts = ()
+    """Scorers by name: CLIPs, and others that measure on request."""
     weights: Texts = ()
     """Places of optional networks, each as NAME=PLACE."""
     results: str = "runs"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from riebench.errors import RiebenchError
 from riebench.jobs.inventory import Check, model_checks, region_checks, sae_checks, scorer_checks
 from riebench.jobs.request import RunRequest
-from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelInfo, look_up
 from riebench.models.presets import is_shipped
 from riebench.runs.plan import works_of
@@ -51,7 +50,7 @@ def needed_files(
     return [
         *model,
         *sae_checks(settings, known, job.sae),
-        *scorer_checks(known, scorer_pair(job.scorers), job.profile, parse_weights(job.weights)),
+        *scorer_checks(known, job.scorer_choice, job.profile, parse_weights(job.weights)),
         *(region_checks(regions) if searched else []),
     ]
 

@@ -41,6 +41,7 @@ from riebench.models.presets import (
 )
 from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions, parse_lora
 from riebench.scoring.profiles import OPTIONAL_METRICS, is_left_to_request, profile_metrics
+from riebench.scoring.scorers import REQUESTED, ScorerChoice
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.machine import size_text
@@ -260,16 +261,14 @@ def _sae_files(source: SaeSource, blocks: Sequence[str]) -> str:
     return f"{root} ({', '.join(blocks)}: {size_text(_bytes(files))})"
 
 
-def scorer_checks(
-    known: ModelInfo, scorers: tuple[str | None, str | None], profile: str, weights: Mapping[str, Path]
-) -> list[Check]:
+def scorer_checks(known: ModelInfo, scorers: ScorerChoice, profile: str, weights: Mapping[str, Path]) -> list[Check]:
     """Check the networks that score.
 
-    They are the CLIP, the independent one beside it, and those of single metrics.
+    They are the CLIP, the independent one beside it, those of single metrics, and those that are asked for by name.
 
     Args:
         known: the generating model.
-        scorers: the first and the second CLIP; None for the model's own.
+        scorers: the CLIPs, None for the model's own, and the scorers that are asked for beside them.
         profile: name of the scoring profile.
         weights: folders and files of networks that do not ship (see `riebench.scoring.metrics.networks`).
 
@@ -280,22 +279,25 @@ def scorer_checks(
     from riebench.registry import METRICS, NETWORKS
     from riebench.scoring.metrics.networks import Networks
 
-    first = scorers[0] or scorer_for(known.spec)
+    first = scorers.first or scorer_for(known.spec)
     spec = ClipSpec.parse(first)
     sizes = [SCORER_BYTES.get(name, 0) for name, known_spec in SCORERS.items() if known_spec.label == spec.label]
     local = spec.file is not None or spec.asset is not None
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
-    second = scorers[1] or second_scorer_for(known.spec)
+    second = scorers.second or second_scorer_for(known.spec)
     networks = Networks(first, second=second, weights=weights, offline=True)
     for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.usable())):
         foreign = METRICS.package(metric.name) is not None
-        optional = foreign or (metric.name in OPTIONAL_METRICS and not (scorers[1] and metric.name == "clip_gain_2"))
+        named = metric.name == "clip_gain_2" and scorers.second is not None
+        optional = foreign or (metric.name in OPTIONAL_METRICS and not named)
         if is_shipped(known.spec) and optional and not foreign and is_left_to_request(metric.name, second):
             continue
         if metric.backbone in ("clip2", "dino", "squeezenet") or NETWORKS.package(metric.backbone) is not None:
             check = presence_check(f"metric {metric.name}", partial(_network, networks, metric), needed=not optional)
             checks += [check] if check not in checks else []
+    for name in scorers.names:
+        checks.append(presence_check(f"scorer {name}", partial(_network, networks, METRICS.get(REQUESTED[name][0]))))
     return checks
 
 

@@ -16,7 +16,14 @@ from riebench.errors import IdentityError, RiebenchError, StoreError
 from riebench.scoring.score import SCORING_FILE
 from riebench.store.folder import RunFolder, run_path
 from riebench.store.parquet import read_records, read_score_table, write_records, write_scores
-from riebench.store.records import RECORDS_FILE, RECORDS_TABLE, RUN_FILE, SCORES_FILE, SCORES_TABLE
+from riebench.store.records import (
+    RAW_OUTPUTS_FILE,
+    RECORDS_FILE,
+    RECORDS_TABLE,
+    RUN_FILE,
+    SCORES_FILE,
+    SCORES_TABLE,
+)
 from riebench.store.run_file import RunFile, broken_seals, part_files, write_seal
 from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.store.scores import ScoreColumns
@@ -146,7 +153,7 @@ def _write(source: RunFolder, place: Path) -> None:
         return
     for name in (RECORDS_FILE, SCORES_FILE):
         (place / name).unlink(missing_ok=True)
-    for name in (SCORING_FILE, SAE_FIGURES_FILE):
+    for name in (SCORING_FILE, RAW_OUTPUTS_FILE, SAE_FIGURES_FILE):
         if (source.path / name).is_file():
             write_atomic(place / name, (source.path / name).read_bytes())
     if not RunFolder(place).sae_figures():

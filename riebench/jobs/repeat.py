@@ -22,7 +22,8 @@ from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite, shipped_suites
 
 PLACES = (
-    "suite", "model", "single_file_config", "vae", "unet", "lora", "regions", "scorer", "weights", "trust_plugins",
+    "suite", "model", "single_file_config", "vae", "unet", "lora", "regions", "scorer", "scorers", "weights",
+    "trust_plugins",
 )  # fmt: skip
 """Options of the earlier command that are taken over: what they name may lie anywhere on a disk."""
 VARIATIONS = (

@@ -16,13 +16,13 @@ from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.jobs.config import RunConfig, parse_config
 from riebench.jobs.repeat import stored_setting
 from riebench.methods.check import check_setting
-from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelRecipe, blocks_on_model, own_names, refused_methods, usual_blocks_of
 from riebench.models.spec import ModelOptions
 from riebench.runs.failures import STOP_AFTER
 from riebench.runs.plan import Unit, plan
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.scoring.profiles import DEFAULT, get_profile
+from riebench.scoring.scorers import ScorerChoice, check_profile, choose_scorers, is_clip
 from riebench.store.folder import REDO_MODES, Redo
 from riebench.tasks.mask_files import check_masks
 from riebench.tasks.schema import EditTask, Identifier, Setting, parse_interval
@@ -94,7 +94,8 @@ class RunRequest:
 
     Fields that are left empty take what the profile says of generation (seed, regions); an empty path of the
     leaderboard is `leaderboard.md` in the results folder. With `repeat`, a run.json, the setting is the stored one
-    unless `settings` names its file; `repeat_exactly` refuses a run of another identity. Two fields are for callers in
+    unless `settings` names its file; `repeat_exactly` refuses a run of another identity. `scorers` holds the values of
+    `--scorer` and of `--scorers`. Two fields are for callers in
     Python alone: `given`, settings as objects, run after those that are named; and `progress`, whether bars are shown.
     """
 
@@ -155,7 +156,8 @@ class RunRequest:
         """
         stated = parse_config(values, file)
         results = Path(stated.results)
-        names = set(RunConfig.model_fields) & set(cls.__dataclass_fields__) - {"engine", "results", "report"}
+        names = set(RunConfig.model_fields) & set(cls.__dataclass_fields__)
+        names -= {"engine", "results", "report", "scorers"}
         options = {name: getattr(stated, name) for name in set(RunConfig.model_fields) & set(_MODEL_OPTIONS)}
         return cls(
             **{name: getattr(stated, name) for name in names - {"batch_size", "repeat"}},
@@ -163,7 +165,7 @@ class RunRequest:
             repeat=None if stated.repeat is None else Path(stated.repeat),
             results=results,
             report=results / "report" if stated.report else None,
-            scorers=stated.scorer,
+            scorers=(*stated.scorer, *stated.scorers),
             engine=EngineOptions(stated.engine, stated.address, stated.workers, parse_shard(stated.shard)),
             options=ModelOptions(**options, config=stated.single_file_config, loras=stated.lora),
         )
@@ -176,7 +178,8 @@ class RunRequest:
         Args:
             defaults: whether to state options that have their defaults, too.
         """
-        same = set(RunConfig.model_fields) & set(self.__dataclass_fields__) - {"engine", "report", "batch_size"}
+        same = set(RunConfig.model_fields) & set(self.__dataclass_fields__)
+        same -= {"engine", "report", "batch_size", "scorers"}
         values = {
             **{name: getattr(self, name) for name in same},
             **{name: getattr(self.options, name) for name in set(RunConfig.model_fields) & set(_MODEL_OPTIONS)},
@@ -184,7 +187,8 @@ class RunRequest:
             "results": str(self.results),
             "report": self.report is not None,
             "repeat": None if self.repeat is None else str(self.repeat),
-            "scorer": self.scorers,
+            "scorer": tuple(name for name in self.scorers if is_clip(name)),
+            "scorers": tuple(name for name in self.scorers if not is_clip(name)),
             "engine": self.engine.engine,
             "address": self.engine.address,
             "workers": self.engine.workers,
@@ -202,6 +206,15 @@ class RunRequest:
             self.model or default_model(self.suite), self.steps, self.guidance, self.dtype, self.device, self.offline,
             self.options, self.fixed_noise,
         )  # fmt: skip
+
+    @property
+    def scorer_choice(self) -> ScorerChoice:
+        """The scorers that were named, sorted into CLIPs and others.
+
+        Raises:
+            MetricError: as `choose_scorers`.
+        """
+        return choose_scorers(self.scorers)
 
     @property
     def fixed_noise(self) -> str:
@@ -242,7 +255,7 @@ class RunRequest:
         """
         parse_regions(self.regions or DEFAULT_REGIONS).folders()
         self._check_sae_name()
-        scorer_pair(self.scorers)
+        check_profile(self.scorer_choice, self.profile, get_profile(self.profile).scorers)
         parse_weights(self.weights)
         tasks = load_suite(self.suite, categories=self.categories, limit=self.limit, examples=self.examples)
         official: tuple[Setting, ...] = ()

@@ -19,7 +19,6 @@ from riebench.jobs.downloads import check_files
 from riebench.jobs.repeat import check_repeated
 from riebench.jobs.request import RunRequest
 from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
-from riebench.models.clip import scorer_pair
 from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
@@ -244,13 +243,18 @@ def _refuse_another_run(
 
 
 def _find_scorer(request: RunRequest, model: ModelSpec) -> None:
-    """Fetch the CLIP that will score, or refuse.
+    """Fetch the CLIP and the named scorers that will score, or refuse.
 
     Hours of pictures should not wait for a missing file.
     """
     from riebench.models.clip import ClipSpec, locate
+    from riebench.registry import NETWORKS
+    from riebench.scoring.metrics.networks import NetworkOptions
 
-    locate(ClipSpec.parse(scorer_pair(request.scorers)[0] or scorer_for(model)), offline=request.offline)
+    chosen, weights = request.scorer_choice, parse_weights(request.weights)
+    locate(ClipSpec.parse(chosen.first or scorer_for(model)), offline=request.offline)
+    for name in chosen.names:
+        NETWORKS.get(name).locate(NetworkOptions(weights=weights, offline=request.offline))
 
 
 def score_folders(request: RunRequest, folders: Sequence[RunFolder], suite: tuple[EditTask, ...]) -> str:
@@ -266,9 +270,9 @@ def score_folders(request: RunRequest, folders: Sequence[RunFolder], suite: tupl
     """
     from riebench.scoring.score import score
 
-    scorer, second = scorer_pair(request.scorers)
+    chosen = request.scorer_choice
     report = score(
-        folders, suite, scorer=scorer, second=second, profile=request.profile,
+        folders, suite, scorer=chosen.first, second=chosen.second, beside=chosen.metrics, profile=request.profile,
         weights=parse_weights(request.weights), offline=request.offline, device=request.scoring_device,
         progress=request.progress,
     )  # fmt: skip

@@ -28,6 +28,8 @@ Activation = Literal["QuickGELU", "GELU"]
 LOCAL = "local-dir:"
 SCORER_FORMS = "a short name, local-dir:FOLDER, MODEL/TAG, MODEL@FILE or MODEL/TAG@FILE"
 """Forms in which a scorer may be written."""
+SHORT_COMMIT = 12
+"""Digits of a commit that are printed."""
 UNLIMITED = 4096
 """Context length at which no prompt is cut."""
 FOLDER_CONFIG = "open_clip_config.json"
@@ -151,6 +153,13 @@ def is_measured_by(backbone: str, scorer: str) -> bool:
     """
     name = ClipSpec.parse(scorer).label
     return backbone == name or (backbone.startswith(f"{name}@") and " " not in backbone)
+
+
+def with_revision(backbone: str) -> str:
+    """Return a stored identity with the commit of the weights, if it is pinned."""
+    pinned = {spec.label: spec.revision for spec in SCORERS.values() if spec.revision is not None}
+    label = next((label for label in pinned if backbone == label or backbone.startswith(f"{label} (")), None)
+    return backbone if label is None else f"{backbone}, revision {pinned[label][:SHORT_COMMIT]}"
 
 
 def folder_digest(folder: Path) -> str:

@@ -13,6 +13,7 @@ from riebench.errors import RiebenchError, near_match
 from riebench.models.clip import ClipSpec
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import MetricFormat
+from riebench.scoring.scorers import ON_REQUEST, REQUESTED
 
 PAPER_REGIONS = "grounded-sam"
 """Provider that finds the regions of words as the published scripts do; the defaults of its options are theirs."""
@@ -26,8 +27,10 @@ class Profile:
 
     Attributes:
         name: the name that users type.
-        metrics: shipped metrics that tables show, where they were scored.
+        metrics: official metrics: computed unasked, and shown where they were scored.
         rank: the metric that decides the ranks.
+        beside: metrics of scorers that `--scorers` names; shown after the official ones where they were scored. They
+            decide no rank.
         unchanged: metric -> value that a failed unit counts as in means, that of the unedited source picture.
         regions: provider of word regions; None for the model's usual one.
         fixed_seed: the number that seeds every example's noise; None gives each example noise of its own.
@@ -36,6 +39,7 @@ class Profile:
     name: str
     metrics: tuple[str, ...]
     rank: str
+    beside: tuple[str, ...] = ()
     unchanged: Mapping[str, float] = field(default_factory=dict)
     regions: str | None = None
     fixed_seed: int | None = None
@@ -46,7 +50,13 @@ class Profile:
 
         The default profile's end with those of installed packages that say how tables print them.
         """
-        return (*self.metrics, *_package_metrics()) if self.name == DEFAULT else self.metrics
+        shown = (*self.metrics, *self.beside)
+        return (*shown, *_package_metrics()) if self.name == DEFAULT else shown
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the scorers that may be asked for beside the official ones."""
+        return tuple(name for name, metrics in REQUESTED.items() if {*metrics} & {*self.beside})
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -67,7 +77,14 @@ PROFILES: dict[str, Profile] = {
             DEFAULT,
             ("clip_gain", "clip_gain_2", "lpips", "structure", "judge_target", "judge_kept", "judge_artifact"),
             rank="clip_gain",
-            unchanged={"clip_gain": 0.0, "clip_gain_2": 0.0, "lpips": 0.0, "structure": 0.0},
+            beside=(
+                "vqa_gain", "editscore", "pick_gain", "hps_gain", "dreamsim", "dino_image", "dinov2_image",
+                "dinov3_image",
+            ),
+            unchanged={
+                "clip_gain": 0.0, "clip_gain_2": 0.0, "lpips": 0.0, "structure": 0.0, "vqa_gain": 0.0, "pick_gain": 0.0,
+                "hps_gain": 0.0, "dreamsim": 0.0, "dino_image": 1.0, "dinov2_image": 1.0, "dinov3_image": 1.0,
+            },
         ),
         Profile(
             "paper",
@@ -147,7 +164,8 @@ def get_profile(name: str) -> Profile:
 def profile_metrics(name: str, registered: Iterable[str]) -> tuple[str, ...]:
     """Return the metrics that a profile scores.
 
-    These are the metrics of its table. The default profile scores all registered metrics that no other profile owns.
+    These are its official metrics. The default profile scores all registered metrics that no other profile owns and
+    that need not be asked for.
 
     Args:
         name: name of the profile.
@@ -158,6 +176,6 @@ def profile_metrics(name: str, registered: Iterable[str]) -> tuple[str, ...]:
     """
     profile = get_profile(name)
     if name != DEFAULT:
-        return profile.table
+        return profile.metrics
     others = {metric for other in PROFILES.values() if other.name != DEFAULT for metric in other.own}
-    return tuple(metric for metric in registered if metric not in others)
+    return tuple(metric for metric in registered if metric not in others and metric not in ON_REQUEST)

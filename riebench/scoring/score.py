@@ -26,13 +26,14 @@ from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, V
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
+from riebench.scoring.scorers import ON_REQUEST
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import invocation_notes
-from riebench.store.records import EditRecord, ScoreRecord, UnitKey
+from riebench.store.records import RAW_OUTPUTS_FILE, EditRecord, RawOutputs, ScoreRecord, UnitKey
 from riebench.store.shared import SharedFolder
 from riebench.tasks.schema import EditExample, EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
-from riebench.utils.files import parse_json, write_atomic
+from riebench.utils.files import append_lines, parse_json, write_atomic
 from riebench.utils.images import read_image
 from riebench.utils.machine import keep_freed_memory
 from riebench.utils.terminal import ProgressBar
@@ -67,6 +68,7 @@ class FolderScores:
         self.details: dict[str, dict[str, str]] = dict(provenance.get("networks", {}))
         self.cut: set[str] = set(provenance.get("cut_prompts", ()))
         self._new: list[ScoreRecord] = []
+        self._raw: list[RawOutputs] = []
 
     def _read_provenance(self) -> dict[str, Any]:
         try:
@@ -98,9 +100,19 @@ class FolderScores:
         """
         self.stored.clear()
 
-    def add(self, scores: list[ScoreRecord]) -> None:
-        """Keep a unit's new scores in memory until `flush`."""
+    def add(self, scores: list[ScoreRecord], sample: Sample | None) -> None:
+        """Keep a unit's new scores, and what networks said of it, until `flush`.
+
+        Args:
+            scores: of one unit.
+            sample: its pictures and prompts; None without a picture.
+        """
         self._new += scores
+        raw = self.networks.raw_outputs(sample) if sample is not None and scores else {}
+        self._raw += [
+            RawOutputs(unit=scores[0].unit, picture=scores[0].picture, backbone=backbone, outputs=outputs)
+            for backbone, outputs in raw.items()
+        ]
 
     def flush(self) -> None:
         """Store the scores that were added since the last call.
@@ -109,6 +121,9 @@ class FolderScores:
         """
         if self._new:
             self._write_provenance()
+        if self._raw:
+            append_lines(self.folder.path / RAW_OUTPUTS_FILE, [one.model_dump_json() for one in self._raw])
+            self._raw.clear()
         self.folder.append_scores(self._new)
         self._new.clear()
 
@@ -226,6 +241,7 @@ def score(
     scorer: str | None = None,
     second: str | None = None,
     metrics: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
     profile: str = DEFAULT,
     weights: Mapping[str, Path] | None = None,
     offline: bool = False,
@@ -242,6 +258,7 @@ def score(
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
         second: independent CLIP that gives `clip_gain_2`; by default the model's, if it is on this machine.
         metrics: registered names; by default all of the profile that the examples allow.
+        beside: metrics to compute beside these, such as those of scorers that have to be asked for.
         profile: a name of `PROFILES`.
         weights: paths of networks that do not ship (see `Networks`).
         offline: whether nothing may be fetched.
@@ -261,21 +278,19 @@ def score(
         keep_freed_memory()
     # Functions of the running process are measured on request only: every run would else differ by them.
     registered = (name for name in METRICS.usable() if name not in METRICS.defined())
-    names = profile_metrics(profile, registered) if metrics is None else tuple(metrics)
+    names = tuple(dict.fromkeys([*(profile_metrics(profile, registered) if metrics is None else metrics), *beside]))
     broken = METRICS.failures() if metrics is None and profile == DEFAULT else {}
     # Metrics of installed packages come unrequested; they must not stop what would be scored without them.
     optional = {*OPTIONAL_METRICS, *METRICS.from_packages()}
-    requested = {*(metrics or ()), *(["clip_gain_2"] if second else []), *(names if profile != DEFAULT else [])}
+    requested = {*(metrics or ()), *beside, *(names if profile != DEFAULT else [])}
+    requested |= {"clip_gain_2"} if second else set()
     suites = _Suites(tasks or ())
     total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
     for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
         used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
-        candidates = [
-            METRICS.get(name)
-            for name in names
-            if name in requested or not (shipped and is_left_to_request(name, used.options.second))
-        ]
-        chosen, notes = select_measurable(candidates, optional - requested, used)
+        unasked = [name for name in names if shipped and is_left_to_request(name, used.options.second)]
+        kept = [METRICS.get(name) for name in names if name in requested or name not in unasked]
+        chosen, notes = select_measurable(kept, optional - requested, used)
         report = _score_group(group, suites, used, chosen, batch_size, progress)
         total = _merge_reports(_merge_reports(total, report), ScoreReport(notes=notes))
     return total
@@ -312,6 +327,9 @@ def select_measurable(
     """
     chosen, notes = [], []
     for metric in metrics:
+        if metric.name in ON_REQUEST:
+            # Fetched before its identity, which holds the commit, is asked for.
+            networks.missing(metric.backbone, fetch=True)
         problem = networks.missing(metric.backbone, fetch=False) if metric.name in optional else None
         if problem is None:
             chosen.append(metric)
@@ -412,8 +430,10 @@ def _score_group(
             batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
             stack.enter_context(_prompt_threads())
             for batch, samples, known in stack.enter_context(closing(_read_ahead(batches, networks))):
-                for item, new in zip(batch, _score_batch(batch, samples, known, networks), strict=True):
-                    opened[item.folder.path].add(new)
+                for item, sample, new in zip(
+                    batch, samples, _score_batch(batch, samples, known, networks), strict=True
+                ):
+                    opened[item.folder.path].add(new, sample)
                     report.computed.update(one.metric for one in new)
                     report.missing.update(one.reason for one in new if one.reason is not None)
                 if time.monotonic() - stored >= STORE_EVERY:

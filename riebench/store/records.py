@@ -29,6 +29,9 @@ from riebench.utils.files import MAX_PATH_LENGTH, MAX_PATH_PART, content_digest
 RUN_FILE, RECORDS_FILE, SCORES_FILE = "run.json", "records.jsonl", "scores.jsonl"
 """Files of a run folder: the run's identity, the outcome of its units, and their scores."""
 
+RAW_OUTPUTS_FILE = "raw_outputs.jsonl"
+"""File of a run folder with what networks said that values are made of."""
+
 RECORDS_TABLE, SCORES_TABLE = "records.parquet", "scores.parquet"
 """The same outcomes and scores in compact form, as they are published (`riebench.store.parquet`)."""
 
@@ -375,3 +378,16 @@ class ScoreRecord(StoredModel):
         if self.value is None and not self.reason:
             raise ValueError("a score without value needs a reason")
         return self
+
+
+class RawOutputs(StoredModel):
+    """Numbers and texts of one network about one unit, of which its values are made."""
+
+    unit: str
+    """`UnitKey.digest`."""
+    picture: str
+    """`EditRecord.picture_id` of the measured picture."""
+    backbone: str
+    """The network."""
+    outputs: dict[str, Annotated[float, Field(allow_inf_nan=False)] | str]
+    """Name of an output -> number or text."""

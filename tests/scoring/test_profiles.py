@@ -31,6 +31,7 @@ from riebench.scoring.metrics.clip import (
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.profiles import PROFILES, get_profile, profile_metrics, table_metrics
 from riebench.scoring.score import score
+from riebench.scoring.scorers import ON_REQUEST
 from riebench.store.folder import RunFolder
 from riebench.store.records import noise_seed
 from riebench.tasks.schema import Setting
@@ -79,10 +80,10 @@ def test_every_metric_of_a_table_is_registered_and_printed() -> None:
     for name, profile in PROFILES.items():
         assert set(profile.table) <= set(METRICS.names())
         assert profile.rank in profile.own
-        assert set(profile_metrics(name, METRICS.names())) >= set(profile.table)
+        assert set(profile_metrics(name, METRICS.names())) >= set(profile.metrics)
     default = set(profile_metrics("default", METRICS.names()))
     assert default.isdisjoint({*PROFILES["paper"].own, *PROFILES["piebench"].own})
-    assert default | set(table_metrics()) == set(METRICS.names())
+    assert default | set(table_metrics()) | set(ON_REQUEST) == set(METRICS.names())
     with pytest.raises(RiebenchError, match="did you mean 'piebench'"):
         get_profile("pibench")
 

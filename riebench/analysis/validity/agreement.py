@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.analysis.validity.units import SCORES, TARGET, Cell, Units, bootstrap_cell, empty_cell, ratio
+from riebench.analysis.validity.units import TARGET, Cell, Units, bootstrap_cell, empty_cell, ratio
 from riebench.tasks.schema import ALL_CATEGORIES
 
 SIGNED = ("clip_gain", "clip_margin", "clip_direction")
@@ -158,7 +158,7 @@ class Tracking:
 def track_scores(units: Units, truth: str, *, method: str | None = None) -> dict[str, Tracking]:
     """Return each score's tracking of a truth, over all pictures or one method's."""
     chosen = np.ones(len(units.example), dtype=np.bool_) if method is None else units.of_method(method)
-    return {score: Tracking(units, score, truth, chosen) for score in SCORES}
+    return {score: Tracking(units, score, truth, chosen) for score in units.scores}
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _score_table(table: Table, by: str) -> str:
     for name, cells in table.items():
         most = max(cell.n for cell in cells.values())
         rows.append([name, str(most), *(_cell_with_count(cell, most) for cell in cells.values())])
-    return markdown_table([by, "pictures", *SCORES], rows)
+    return markdown_table([by, "pictures", *next(iter(table.values()))], rows)
 
 
 def _cell_with_count(cell: Cell, most: int) -> str:
@@ -118,7 +118,7 @@ def _cell_with_count(cell: Cell, most: int) -> str:
 def verdict_table(findings: Findings, options: Options) -> str:
     """Tabulate the categories in which each score can be trusted for each truth."""
     rows = []
-    for score in SCORES:
+    for score in findings.judged.units.scores:
         for truth in TRUTHS.values():
             found = findings.verdicts(score, truth)
             kinds = (found.right, found.unclear, found.wrong, found.undefined)
@@ -158,12 +158,12 @@ def paired_table(findings: Findings, options: Options) -> str:
     units = findings.judged.units
     found: dict[tuple[str, ...], PairedRow]
     if read_option(options, "by", ("score", "category"), "score") == "category":
-        score = read_option(options, "score", tuple(SCORES), GAIN)
+        score = read_option(options, "score", units.scores, GAIN)
         truth = read_option(options, "truth", tuple(TRUTHS), "success")
         found = {(name,): row for name, row in pair_agreement(units, score, TRUTHS[truth]).items()}
         labels = ["category"]
     else:
-        pairs = [(score, called) for score in SCORES for called in TRUTHS]
+        pairs = [(score, called) for score in units.scores for called in TRUTHS]
         found = {(score, called): pair_agreement(units, score, TRUTHS[called])[EVERYTHING] for score, called in pairs}
         labels = ["score", "truth"]
     rows = [

@@ -12,10 +12,11 @@ from functools import cached_property
 from riebench.analysis.configurations import EVERYTHING
 from riebench.analysis.validity.agreement import track_scores
 from riebench.analysis.validity.ranking import Ranking, rank_methods
-from riebench.analysis.validity.units import KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, JudgedResults
+from riebench.analysis.validity.units import ASKED, KEPT, SCORES, SUCCESS, TARGET, TRUTHS, Cell, JudgedResults
 
 INTENDED_TRUTHS: Mapping[str, tuple[str, ...]] = {
-    score: (KEPT,) if score.startswith("lpips") else (TARGET, SUCCESS) for score in SCORES
+    score: (KEPT,) if score.startswith(("lpips", "dreamsim", "dino")) else (TARGET, SUCCESS)
+    for score in (*SCORES, *ASKED)
 }
 """Score -> the truths that it is meant to stand for."""
 

@@ -62,15 +62,15 @@ class FigurePlan:
 def trust_heat_maps(findings: Findings) -> FigurePlan:
     """Plan the heat maps of scores by categories, one for each truth."""
     tables = {called: findings.preference(truth) for called, truth in TRUTHS.items()}
-    columns = [*next(iter(tables.values()))]
+    columns, scores = [*next(iter(tables.values()))], findings.judged.units.scores
     numbers = {
         "columns": [name.removeprefix("change_").replace("_", " ") for name in columns],
-        "rows": [*SCORES],
+        "rows": [*scores],
         "meant": [
-            [score, called] for score in SCORES for called, truth in TRUTHS.items() if truth in INTENDED_TRUTHS[score]
+            [score, called] for score in scores for called, truth in TRUTHS.items() if truth in INTENDED_TRUTHS[score]
         ],
         "panels": {
-            called: [[_heat_cell(table[column][score]) for column in columns] for score in SCORES]
+            called: [[_heat_cell(table[column][score]) for column in columns] for score in scores]
             for called, table in tables.items()
         },
     }
@@ -78,7 +78,7 @@ def trust_heat_maps(findings: Findings) -> FigurePlan:
         "Three heat maps, scores by categories: how often the score prefers the picture that is truly better. "
         "All numbers are in the tables below."
     )
-    return FigurePlan(alt, numbers, _draw_trust, (9.2, 7.4))
+    return FigurePlan(alt, numbers, _draw_trust, (9.2, 7.4 + 0.9 * (len(scores) - len(SCORES))))
 
 
 def _heat_cell(cell: Cell) -> list[Any] | None:

@@ -28,6 +28,12 @@ Bools = NDArray[np.bool_]
 SCORES: Mapping[str, int] = {"clip_gain": 1, "clip_margin": 1, "clip_direction": 1, "lpips": -1, "lpips_bg": -1}
 """Score -> 1, or -1 for a distance: it is turned round, so that more is always meant to be better."""
 
+ASKED: Mapping[str, int] = {
+    "vqa_gain": 1, "editscore": 1, "pick_gain": 1, "hps_gain": 1, "dreamsim": -1, "dino_image": 1,
+    "dinov2_image": 1, "dinov3_image": 1,
+}  # fmt: skip
+"""Likewise, scores of scorers that are measured on request; they are examined where they measured."""
+
 TARGET, KEPT, SUCCESS = "judge_target", "judge_kept", "success"
 TRUTHS: Mapping[str, str] = {"target": TARGET, "kept": KEPT, "success": SUCCESS}
 """What a truth is called in documents -> the stored verdict; `success` is made of the other two."""
@@ -75,6 +81,11 @@ class Units:
         """Weights [1 + R, E]: every example once, then the bootstrap's draws."""
         drawn = self.examples.draws(self.replicates, self.generator_seed)
         return np.vstack([np.ones((1, len(self.examples.ids))), drawn])
+
+    @cached_property
+    def scores(self) -> tuple[str, ...]:
+        """Scores that are examined: the usual ones, and those of other scorers that measured."""
+        return (*SCORES, *(name for name in ASKED if np.isfinite(self.values.get(name, np.array([np.nan]))).any()))
 
     def of_method(self, method: str) -> Bools:
         """Select the pictures of a method, bool [N]."""
@@ -208,13 +219,13 @@ def _units(everything: Sequence[Entry], labels: Mapping[Entry, str], whole: set[
         np.array([key[1] for key, _, _ in rows], dtype=np.intp),
         np.array([methods.index(key[2]) for key, _, _ in rows], dtype=np.intp),
         np.array([is_whole for _, is_whole, _ in rows], dtype=np.bool_),
-        {metric: _column(metric, rows) for metric in (*SCORES, *TRUTHS.values())},
+        {metric: _column(metric, rows) for metric in (*SCORES, *ASKED, *TRUTHS.values())},
     )
 
 
 def _column(metric: str, rows: Sequence[tuple[tuple[str, int, str, str, float], bool, Configuration]]) -> Floats:
     """Return the values of a metric in the order of rows, distances turned round."""
-    turn = SCORES.get(metric, 1)
+    turn = {**SCORES, **ASKED}.get(metric, 1)
     found = [c.units.get(metric, {}).get((key[0], key[1]), np.nan) for key, _, c in rows]
     # Adding 0 makes a turned 0 a plain one.
     return np.asarray(turn * np.round(np.array(found), DECIMALS) + 0.0, dtype=np.float64)

@@ -20,6 +20,7 @@ from riebench.cli.common import (
     ProfileOption,
     ResultsOption,
     ScorerOption,
+    ScorersOption,
     UpToDateOption,
     WeightsOption,
     documents_folder,
@@ -45,6 +46,7 @@ def score(
         list[str] | None, typer.Option(help="Folder of task files of your own that runs were made from; repeatable.")
     ] = None,
     scorer: ScorerOption = None,
+    scorers: ScorersOption = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -59,21 +61,24 @@ def score(
 ) -> None:
     """Compute the scores that stored pictures still lack."""
     folders = folders_in(results_to_write(results))
-    from riebench.models.clip import scorer_pair
     from riebench.scoring.metrics.networks import parse_weights
+    from riebench.scoring.profiles import get_profile
     from riebench.scoring.score import score as compute
+    from riebench.scoring.scorers import check_profile, choose_scorers
     from riebench.tasks.suites import load_suite
     from riebench.utils.hub import offline_mode
     from riebench.utils.machine import pick_device
 
-    first, second = scorer_pair(scorer or ())
+    chosen = choose_scorers([*(scorer or ()), *split_names(scorers)])
+    check_profile(chosen, profile, get_profile(profile).scorers)
     with offline_mode(offline):
         report = compute(
             folders,
             [task for name in suite or () for task in load_suite(name)],
-            scorer=first,
-            second=second,
+            scorer=chosen.first,
+            second=chosen.second,
             metrics=split_names(metrics) or None,
+            beside=chosen.metrics,
             profile=profile,
             weights=parse_weights(weights or ()),
             offline=offline,
@@ -402,6 +407,23 @@ def _say_written(paths: Sequence[Path], check: bool) -> None:
     else:
         for path in paths:
             print_line(path)
+
+
+@friendly
+def agreement(
+    results: ResultsOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is written. [default: tables/ of each suite and model]")
+    ] = None,
+) -> None:
+    """Compare scorers with each other, category by category: a table and a figure."""
+    pause_collector()
+    from riebench.analysis.validity.scorers import write_agreement
+
+    if out is None:
+        refuse_remote(results)
+    for path in write_agreement(folders_in(results_to_read(results)), out):
+        print_line(path)
 
 
 @friendly

@@ -57,6 +57,8 @@ class Reason(StrEnum):
     """The picture's embedding did not move, so the change has no direction."""
     NOT_RUN = "not_run"
     """There is no picture: the unit was skipped or failed."""
+    UNUSABLE_ANSWER = "unusable_answer"
+    """A model that answers in words gave an answer that cannot be read; it is stored, and not asked for again."""
     NO_WEIGHTS = "no_weights"
     """The metric's network was asked for and is not on this machine; measured as soon as it is."""
 

@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from riebench.errors import MetricError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
 from riebench.utils.terminal import warnings_held
+
+if TYPE_CHECKING:
+    from riebench.scoring.metrics.base import Sample
 
 T = TypeVar("T")
 N = TypeVar("N", bound="type[Network]")
@@ -136,6 +140,7 @@ class Networks:
         self._parts: dict[Any, Any] = {}
         self._identities: dict[str, str] = {}
         self._missing: dict[tuple[str, bool], str | None] = {}
+        self._raw: WeakKeyDictionary[Sample, dict[str, dict[str, float | str]]] = WeakKeyDictionary()
 
     def get(self, name: str) -> Any:
         """Return a network, loading it at the first call.
@@ -147,6 +152,20 @@ class Networks:
             with foreign_code(f"network {name!r}"), warnings_held("transformers", ""):
                 self._loaded[name] = NETWORKS.get(name).load(self)
         return self._loaded[name]
+
+    def note(self, sample: Sample, name: str, outputs: Mapping[str, float | str]) -> None:
+        """Keep what a network said about a sample, to be stored beside the values made of it.
+
+        Args:
+            sample: the pictures and prompts.
+            name: of the network.
+            outputs: name of an output -> the raw number or text.
+        """
+        self._raw.setdefault(sample, {}).setdefault(name, {}).update(outputs)
+
+    def raw_outputs(self, sample: Sample) -> dict[str, dict[str, float | str]]:
+        """Return identity of a network -> its outputs, as they were noted for a sample."""
+        return {self.identity(name): outputs for name, outputs in self._raw.get(sample, {}).items()}
 
     def part(self, key: Any, load: Callable[[], T]) -> T:
         """Return a part that several networks share, loading it at its first use.

@@ -177,13 +177,22 @@ class DinoKeys:
         with strict_float32(self.device):
             handle = self._keys.register_forward_hook(lambda layer, inputs, output: seen.append(output))
             try:
-                self.model(pixel_values=self._inputs(picture, scale), interpolate_pos_encoding=True)
+                self.model(pixel_values=self.inputs(picture, scale=scale), interpolate_pos_encoding=True)
             finally:
                 handle.remove()
             keys = normalize(seen[0][0].float(), dim=-1)
             return keys @ keys.T
 
-    def _inputs(self, picture: npt.NDArray[Any], scale: float) -> torch.Tensor:
+    def inputs(self, picture: npt.NDArray[Any], *, scale: float = 1.0) -> torch.Tensor:
+        """Return a picture as the network takes it.
+
+        Args:
+            picture: [H, W, 3], floats in [0, 1].
+            scale: as in `distance`.
+
+        Returns:
+            float32 [1, 3, 224, 224] on the device.
+        """
         import torch
         from torchvision.transforms.v2.functional import normalize, resize
 
