@@ -17,7 +17,7 @@ from riebench.analysis.configurations import EARLIER_ACCESS
 from riebench.analysis.standings import BEST_STRENGTH, CONTROLLED, KNOB_ENDS
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
-from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, TrainingExamples, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Method, Reuse, Role, get_method
 from riebench.methods.editors import Editor
 from riebench.methods.supervised.concepts import Learned
 from riebench.registry import METHODS
@@ -36,7 +36,7 @@ class OneOther:
     def next(self, key: Hashable, look: Callable[[ExampleRuns], Any]) -> Any:
         return look(context(seed=1).runs)
 
-    def training(self, count: int, folds: int) -> TrainingExamples:
+    def training(self, count: int, folds: int) -> Any:
         return LearnedFrom()
 
 

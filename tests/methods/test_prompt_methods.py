@@ -258,7 +258,7 @@ class Prompts:
 def test_a_text_direction_moves_the_words_that_are_to_change_as_far_as_training_prompts_differ(guidance: float) -> None:
     model = tiny_model(steps=2, guidance=guidance)
     generator = Generator(model)
-    others = Prompts(("a red cat", "a blue cat"), ("one blue dog", "one green dog"))
+    others: Any = Prompts(("a red cat", "a blue cat"), ("one blue dog", "one green dog"))
     whole = np.ones((4, 4), dtype=bool)
     runs = ExampleRuns(
         EditExample(id="e", source="a pink house", target="a blue house"),
@@ -267,7 +267,7 @@ def test_a_text_direction_moves_the_words_that_are_to_change_as_far_as_training_
         {"source": 0, "target": 1},
         RegionMasks(whole, whole),
         others=others,
-    )  # type: ignore[arg-type]
+    )
     edit = get_method("text_direction").edit(EditContext(runs, ()), {})
     assert isinstance(edit, Edit) and edit.training is not None and edit.training.evaluations == 0
     with read(model) as seen:

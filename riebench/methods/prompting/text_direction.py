@@ -101,7 +101,7 @@ class TextShift:
                 pooled(reader, prompt, words) for prompt, words in ((pair.present, new), (pair.absent, old))
             )
             differences = [pair.weight * (one - other) for one, other in zip(with_concept, without, strict=True)]
-            totals = [sum(both) for both in zip(totals, differences, strict=True)] if totals else differences
+            totals = [one + other for one, other in zip(totals, differences, strict=True)] if totals else differences
         return tuple(totals)
 
 

@@ -177,7 +177,8 @@ def wished_runs(example: EditExample, pairs: Sequence[TrainingPair]) -> tuple[tu
 
 def category_contrast(pairs: Sequence[TrainingPair]) -> Contrast:
     """Return the contrast between all target runs and all source runs."""
-    targets, sources = (tuple((index, role) for index in range(len(pairs))) for role in ("target", "source"))
+    targets: tuple[Place, ...] = tuple((index, "target") for index in range(len(pairs)))
+    sources: tuple[Place, ...] = tuple((index, "source") for index in range(len(pairs)))
     return Contrast((CATEGORY,), 1.0, targets, sources)
 
 
