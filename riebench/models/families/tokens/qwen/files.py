@@ -7,8 +7,10 @@ from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "QwenImagePipeline"
 
+_REVISION = "75e0b4be04f60ec59a75f475837eced720f823b6"
+
 PRESETS: tuple[Preset, ...] = (
-    Preset("qwen-image", "Qwen/Qwen-Image", "75e0b4be04f60ec59a75f475837eced720f823b6", 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
+    Preset("qwen-image", "Qwen/Qwen-Image", _REVISION, 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
            "50 steps, true guidance 4 by two calls a step; Apache 2.0.", family="qwen"),
 )  # fmt: skip
 """The model that makes pictures from text; no commit of it is known here, so the newest one is taken."""
