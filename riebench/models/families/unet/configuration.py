@@ -201,6 +201,9 @@ def _words(config: Config) -> Iterator[str]:
     for key, known in WORDS.items():
         if config.get(key, known[0]) not in known:
             yield f"says {key} {config[key]!r}; the U-Net has {' or '.join(map(repr, known))}"
+    for key in ("time_embedding_act_fn", "timestep_post_act"):
+        if not isinstance(config.get(key), str | None):
+            yield f"says {key} {config[key]!r}; it is the name of a function, or null"
     reverse = config.get("reverse_transformer_layers_per_block")
     if reverse is not None and not isinstance(reverse, list | tuple):
         yield f"says reverse_transformer_layers_per_block {reverse!r}; it is a list of numbers, one for each level"
