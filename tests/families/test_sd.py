@@ -128,8 +128,10 @@ def test_operations_and_measures_of_a_folder_are_those_that_are_counted() -> Non
     assert found.family is FAMILY and found.spec.size == model.spec.size == SIZE
     # Odd sides are rounded up by each level.
     seen: list[int] = []
-    middle: Any = model.denoiser.mid_block
-    with torch.inference_mode(), middle.register_forward_hook(lambda *_: seen.append(_[2].shape[-1])):
+    with (
+        torch.inference_mode(),
+        model.denoiser.get_submodule("mid_block").register_forward_hook(lambda *_: seen.append(_[2].shape[-1])),
+    ):
         unet(torch.zeros(1, 4, 18, 18), torch.tensor(1), text)
     assert found.shape.positions("mid.0", 36) == seen[0] ** 2 == 9
 
