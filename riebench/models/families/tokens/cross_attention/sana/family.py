@@ -51,7 +51,7 @@ class SanaFamily(CrossAttentionFamily):
     downloads: Mapping[str, ModelDownload] = {}
     other_pipelines = files.OTHER_PIPELINES
     other_repositories = files.OTHER_REPOSITORIES
-    repositories = files.REPOSITORIES
+    repositories: tuple[str, ...] = files.REPOSITORIES
     refused_methods = files.REFUSED_METHODS
     head_width = 112
 
