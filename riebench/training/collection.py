@@ -289,7 +289,9 @@ class Collection:
         return found
 
     def own_names(self, blocks: Iterable[str]) -> list[str]:
-        """Return blocks as they are named here, each once; all that were collected if none are given.
+        """Return blocks as they are named here, each once.
+
+        They are all that were collected if none are given.
 
         Args:
             blocks: by any of their names.

@@ -1,4 +1,4 @@
-"""Cross-attention of a transformer's blocks: layers that read text, and their maps."""
+"""Cross-attention of a transformer's blocks: layers that read text and their maps."""
 
 from __future__ import annotations
 
