@@ -414,7 +414,7 @@ def test_a_job_makes_what_its_dry_run_says(job: RunRequest, monkeypatch: pytest.
     run_job(mine, lambda line: None)
     assert sum(rows) == planned.evaluations
     patched = records_by_setting(mine)["patch"]
-    assert {record.key.block_set for record in patched} == {*BLOCKS, "+".join(BLOCKS)}
+    assert {record.key.block_set for record in patched} == {*BLOCKS, "all"}
     assert {record.status for record in patched} == {"ok"}
 
 

@@ -200,7 +200,8 @@ class FlipCheck:
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(self.prompts)
         images: NDArray[np.float32] = pipe(
-            self.prompts, num_inference_steps=model.spec.steps, height=model.spec.size, width=model.spec.size,
+            # Some pipelines write into the list.
+            list(self.prompts), num_inference_steps=model.spec.steps, height=model.spec.size, width=model.spec.size,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in self.seeds], output_type="np", **arguments,
         ).images  # fmt: skip
         return images

@@ -38,7 +38,6 @@ OTHER_REPOSITORIES = {
 """Beginning of a hub id -> what lies there instead of a model of this family."""
 
 REFUSED_METHODS = {
-    "embed_lerp": "Qwen-Image's texts differ in length, so that two prompts' states cannot be mixed token by token",
     "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",
     "p2p": "prompt-to-prompt exchanges cross-attention, and Qwen-Image attends to picture and text together",
     "img2img": "diffusers' image-to-image pipeline of Qwen-Image counts a strength's steps otherwise than this method",
