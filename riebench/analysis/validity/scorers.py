@@ -1,4 +1,4 @@
-"""Agreement of scorers with each other, category by category, as a table and a figure.
+"""Agreement of scorers with each other, as a table and a figure.
 
 Scorers that answer the same question are compared in pairs over all edited pictures that both measured: Spearman's rank
 correlation inside each category, and its mean over categories. It needs no truth, so it holds on every model.
@@ -87,7 +87,7 @@ class ScoredPictures:
 
 
 def read_pictures(folders: Iterable[RunFolder]) -> ScoredPictures:
-    """Read the edited pictures of one suite and model; those of strength 0 are left out."""
+    """Read the edited pictures of one suite and model, but for strength 0."""
     found = [
         one for folder in folders for one in configurations(folder, extra=UNSHOWN, features=False) if one.strength != 0
     ]
@@ -134,7 +134,7 @@ def compare_scorers(pictures: ScoredPictures, replicates: int = REPLICATES) -> l
 
 
 def _cells(pictures: ScoredPictures, first: str, second: str, weights: Floats) -> dict[str, Cell]:
-    """Return the correlation of two scorers in each category, and the mean over categories."""
+    """Return the correlation of two scorers by category, and its mean."""
     x, y = pictures.values[first], pictures.values[second]
     known = np.isfinite(x) & np.isfinite(y)
     strata = pictures.examples.strata
@@ -264,7 +264,9 @@ def _draw(figure: Figure, numbers: Any) -> None:
 
 
 def write_agreement(folders: Sequence[RunFolder], out: Path | None = None) -> list[Path]:
-    """Write table, numbers and figure for every suite and model in which two scorers answer the same question.
+    """Write table, numbers and figure for every suite and model.
+
+    Those in which no two scorers answer the same question are left out.
 
     Args:
         folders: all run folders.

@@ -84,7 +84,7 @@ class Units:
 
     @cached_property
     def scores(self) -> tuple[str, ...]:
-        """Scores that are examined: the usual ones, and those of other scorers that measured."""
+        """Scores that are examined: the usual ones, and others that measured."""
         return (*SCORES, *(name for name in ASKED if np.isfinite(self.values.get(name, np.array([np.nan]))).any()))
 
     def of_method(self, method: str) -> Bools:

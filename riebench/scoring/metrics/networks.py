@@ -6,15 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from riebench.errors import MetricError, foreign_code, near_match
 from riebench.registry import NETWORKS, PackageError
 from riebench.utils.terminal import warnings_held
-
-if TYPE_CHECKING:
-    from riebench.scoring.metrics.base import Sample
 
 T = TypeVar("T")
 N = TypeVar("N", bound="type[Network]")
@@ -140,7 +137,7 @@ class Networks:
         self._parts: dict[Any, Any] = {}
         self._identities: dict[str, str] = {}
         self._missing: dict[tuple[str, bool], str | None] = {}
-        self._raw: WeakKeyDictionary[Sample, dict[str, dict[str, float | str]]] = WeakKeyDictionary()
+        self._raw: WeakKeyDictionary[Any, dict[str, dict[str, float | str]]] = WeakKeyDictionary()
 
     def get(self, name: str) -> Any:
         """Return a network, loading it at the first call.
@@ -153,17 +150,17 @@ class Networks:
                 self._loaded[name] = NETWORKS.get(name).load(self)
         return self._loaded[name]
 
-    def note(self, sample: Sample, name: str, outputs: Mapping[str, float | str]) -> None:
-        """Keep what a network said about a sample, to be stored beside the values made of it.
+    def note(self, sample: object, name: str, outputs: Mapping[str, float | str]) -> None:
+        """Keep the raw outputs of a network about a sample, to be stored.
 
         Args:
-            sample: the pictures and prompts.
+            sample: the `Sample` whose values are made of them.
             name: of the network.
             outputs: name of an output -> the raw number or text.
         """
         self._raw.setdefault(sample, {}).setdefault(name, {}).update(outputs)
 
-    def raw_outputs(self, sample: Sample) -> dict[str, dict[str, float | str]]:
+    def raw_outputs(self, sample: object) -> dict[str, dict[str, float | str]]:
         """Return identity of a network -> its outputs, as they were noted for a sample."""
         return {self.identity(name): outputs for name, outputs in self._raw.get(sample, {}).items()}
 

@@ -1,4 +1,4 @@
-"""DreamSim, a distance of two pictures that was trained on people's judgements of likeness.
+"""DreamSim, a distance of pictures trained on people's judgements of likeness.
 
 Three Vision Transformers (DINO, OpenAI's CLIP and open_clip's, all ViT-B/16) read each picture, with the changes of
 their attention that the training found (LoRA) added to their weights. The distance is 1 minus the cosine of their
@@ -260,7 +260,7 @@ def load_tower(
 
 
 def _dino_weights(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return DINO's weights, from a checkpoint of its training or of its network alone."""
+    """Return DINO's weights, from its training or of its network alone."""
     if "teacher" not in stored:
         return dict(stored)
     start = "backbone."

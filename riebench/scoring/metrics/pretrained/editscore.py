@@ -1,6 +1,6 @@
-"""EditScore, a vision-language model that was trained to judge edits, asked in its authors' words.
+"""EditScore, a vision-language model that was trained to judge edits.
 
-It is shown the source and the edited picture with the instruction, and asked twice: how well the instruction was
+It is shown source and edited picture with an instruction, and asked twice in its authors' words: how well the instruction was
 followed and the rest was kept, and how natural the edited picture looks. It answers with numbers from 0 to 25. The
 authors draw answers at random and guess where one cannot be read; here the most probable answer counts, and one that
 cannot be read is missing. Suites have no instructions, so one is made of both prompts.
@@ -72,17 +72,17 @@ class Verdict:
 
     @property
     def followed(self) -> Value:
-        """How well the instruction was followed, 0 to 10."""
+        """Degree to which the instruction was followed, 0 to 10."""
         return _number(self.edit, 0)
 
     @property
     def kept(self) -> Value:
-        """How little else was changed, 0 to 10."""
+        """Degree to which all else was kept, 0 to 10."""
         return _number(self.edit, 1)
 
     @property
     def overall(self) -> Value:
-        """The authors' score: root of the product of the lesser number of both answers, 0 to 10."""
+        """The authors' score, 0 to 10: root of the product of both lesser numbers."""
         edit, quality = read_numbers(self.edit), read_numbers(self.quality)
         if edit is None or quality is None:
             return Reason.UNUSABLE_ANSWER
@@ -95,7 +95,7 @@ def _number(answer: str, place: int) -> Value:
 
 
 def read_numbers(answer: str) -> tuple[float, float] | None:
-    """Read both numbers of an answer, on a scale of 0 to 10; None if it cannot be read.
+    """Read both numbers of an answer, 0 to 10; None if it cannot be read.
 
     It has to hold one JSON object with a list of two numbers under "score".
     """

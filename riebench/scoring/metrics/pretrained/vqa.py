@@ -1,6 +1,6 @@
-"""VQAScore, the probability of "Yes" when a vision-language model is asked about a picture.
+"""VQAScore, the probability of "Yes" when a model is asked about a picture.
 
-The question is whether the picture shows the target prompt. The probability is that of the first token of the answer
+A vision-language model is shown it. The question is whether the picture shows the target prompt. The probability is that of the first token of the answer
 "Yes" among all tokens, from one pass and without sampling. If the most probable token is neither a yes nor a no, the
 model answers something else, and the value is missing; nothing is asked twice.
 """
