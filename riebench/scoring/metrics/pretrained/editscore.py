@@ -1,9 +1,9 @@
 """EditScore, a vision-language model that was trained to judge edits.
 
-It is shown source and edited picture with an instruction, and asked twice in its authors' words: how well the instruction was
-followed and the rest was kept, and how natural the edited picture looks. It answers with numbers from 0 to 25. The
-authors draw answers at random and guess where one cannot be read; here the most probable answer counts, and one that
-cannot be read is missing. Suites have no instructions, so one is made of both prompts.
+It is shown source and edited picture with an instruction, and asked twice in its authors' words: how well the
+instruction was followed and the rest was kept, and how natural the edited picture looks. It answers with numbers from 0
+to 25. The authors draw answers at random and guess where one cannot be read; here the most probable answer counts, and
+one that cannot be read is missing. Suites have no instructions, so one is made of both prompts.
 """
 
 from __future__ import annotations

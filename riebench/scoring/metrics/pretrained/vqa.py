@@ -1,8 +1,8 @@
 """VQAScore, the probability of "Yes" when a model is asked about a picture.
 
-A vision-language model is shown it. The question is whether the picture shows the target prompt. The probability is that of the first token of the answer
-"Yes" among all tokens, from one pass and without sampling. If the most probable token is neither a yes nor a no, the
-model answers something else, and the value is missing; nothing is asked twice.
+A vision-language model is shown the picture and asked whether it shows the target prompt. The probability is that of
+the first token of the answer "Yes" among all tokens, from one pass and without sampling. If the most probable token is
+neither a yes nor a no, the model answers something else, and the value is missing; nothing is asked twice.
 """
 
 from __future__ import annotations
