@@ -601,7 +601,7 @@ def positions_of(tokenizer: Any, text: str, characters: Sequence[int], length: i
 def positions_in_message(
     tokenizer: Any, text: str, characters: Sequence[int], length: int, left_out: int = 0
 ) -> set[int]:  # fmt: skip
-    """Return the positions of some characters in a chat message, as the denoiser is given it.
+    """Return the positions of some characters in a message given to the denoiser.
 
     Padding is no part of the text that it reads, on whichever side it is.
 
