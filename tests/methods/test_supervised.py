@@ -57,7 +57,8 @@ def scored(before: str, after: str, *others: tuple[int, str, str]) -> EditContex
         runs = context(seed).runs
         runs.example = house(f"other-{seed}", first, last)
         found.append(runs)
-    ctx.runs.example, ctx.runs.others = house("scored", before, after), Given(*found)  # type: ignore[assignment]
+    given: Any = Given(*found)
+    ctx.runs.example, ctx.runs.others = house("scored", before, after), given
     return ctx
 
 
@@ -130,7 +131,8 @@ def test_the_probe_is_the_minimum_of_its_loss_and_points_to_the_concept() -> Non
 def test_the_probe_separates_training_runs_and_not_the_scored_one() -> None:
     ctx = scored("red", "blue", (5, "green", "blue"), (6, "blue", "pink"))
     edit = edit_of("probe_direction", ctx)
-    pairs = [training_pair(one) for one in ctx.runs.others.runs]  # type: ignore[union-attr]
+    others: Any = ctx.runs.others
+    pairs = [training_pair(one) for one in others.runs]
     for block in BLOCKS:
         direction = unit(dense(edit, block)[:, 0])
         scores = {

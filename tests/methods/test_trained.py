@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ from tiny_flux import tiny_flux
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit
 from riebench.generation.generator import Capture, Generator
-from riebench.methods.base import EditContext, ExampleRuns, get_method
+from riebench.methods.base import EditContext, ExampleRuns, Role, get_method
 from riebench.methods.editors import Editor, EditorContext
 from riebench.methods.supervised.concepts import category_contrast, training_pair
-from riebench.methods.supervised.gradient import check_trainable, predict, record_calls
+from riebench.methods.supervised.gradient import check_trainable, predict, record_calls, train
 from riebench.methods.supervised.reft import RankOneEdit, intervention, train_directions
 from riebench.tasks.masks import RegionMasks
 from riebench.tasks.schema import EditExample
@@ -40,8 +40,8 @@ def runs_of(number: int, guidance: float = 0.0) -> tuple[Generator, ExampleRuns]
     made = generator.generate([source, target], [number] * 2, capture=Capture(BLOCKS))
     left = np.zeros((SIZE, SIZE), dtype=bool)
     left[:, : SIZE // 2] = True
-    rows = {"source": 0, "target": 1}
-    return generator, ExampleRuns(example, 0, made.trace, rows, RegionMasks(left, left), noise=number)  # type: ignore[arg-type]
+    rows: dict[Role, int] = {"source": 0, "target": 1}
+    return generator, ExampleRuns(example, 0, made.trace, rows, RegionMasks(left, left), noise=number)
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +72,8 @@ class Training:
 
 def edit(name: str, guidance: float = 0.0, **params: Any) -> Edit:
     _, runs = runs_of(2, guidance)
-    runs.others = Training(guidance)  # type: ignore[assignment]
+    others: Any = Training(guidance)
+    runs.others = others
     made = get_method(name).edit(EditContext(runs, BLOCKS), params)
     assert isinstance(made, Edit)
     return made
@@ -116,7 +117,7 @@ def test_a_direction_is_trained_towards_the_concept_and_leaves_the_model_as_it_w
     from riebench.methods.supervised import reft
 
     found = []
-    original: Any = vars(reft)["train"]
+    original = train
 
     def noted(*args: Any, **options: Any) -> Any:
         found.append(original(*args, **options))
@@ -129,10 +130,10 @@ def test_a_direction_is_trained_towards_the_concept_and_leaves_the_model_as_it_w
     one, same = (edit("reft_r1", training_steps=6) for _ in range(2))
     assert found[0].after < 1 and found[0] == found[1]
     for block in BLOCKS:
-        places = [made.sites[block] for made in (one, same)]
+        places: list[Any] = [made.sites[block] for made in (one, same)]
         assert all(isinstance(place, RankOneEdit) for place in places)
-        assert torch.equal(places[0].direction, places[1].direction)  # type: ignore[attr-defined]
-        assert float(places[0].direction.norm()) == pytest.approx(1)  # type: ignore[attr-defined]
+        assert torch.equal(places[0].direction, places[1].direction)
+        assert float(places[0].direction.norm()) == pytest.approx(1)
     assert all(torch.equal(weight, before[name]) for name, weight in denoiser.state_dict().items())
     assert needed == [weight.requires_grad for weight in denoiser.parameters()]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.modules())
@@ -147,7 +148,8 @@ def test_a_direction_is_trained_towards_the_concept_and_leaves_the_model_as_it_w
 
 def test_only_runs_that_show_the_concept_are_learned_from() -> None:
     _, runs = runs_of(2)
-    runs.others = training = Training()  # type: ignore[assignment]
+    training: Any = Training()
+    runs.others = training
     get_method("reft_r1").edit(EditContext(runs, ("mid.0",)), {"training_steps": 1})
     assert training.keys == [("reft_r1", ("mid.0",), ("blue",), 1, 8)]
     assert category_contrast(training.each("", training_pair)).present == ((0, "target"), (1, "target"))
@@ -164,7 +166,7 @@ def test_a_slider_is_trained_towards_the_concept_and_taken_out_again(monkeypatch
     from riebench.methods.supervised import lora
 
     found = []
-    original: Any = vars(lora)["train"]
+    original = train
 
     def noted(*args: Any, **options: Any) -> Any:
         found.append(original(*args, **options))
@@ -178,10 +180,10 @@ def test_a_slider_is_trained_towards_the_concept_and_taken_out_again(monkeypatch
     source, target = generator.generate([runs.example.source, runs.example.target], [2] * 2).images
     slider = get_method("lora_slider")
     assert isinstance(slider, Editor)
-    made = []
+    made, others = [], cast(Any, Training())
     for strengths in ((0.0, 1.0, 2.0), (2.0,)):
         ctx = EditorContext(
-            generator, runs.example, 2, {"source": source, "target": target}, strengths, others=Training()  # type: ignore[arg-type]
+            generator, runs.example, 2, {"source": source, "target": target}, strengths, others=others
         )  # fmt: skip
         made.append(slider.edit_pictures(ctx, {"training_steps": 6, "rank": 2}))
         assert ctx.training[0].gradients == 4 + 6 * 2 + 4

@@ -177,9 +177,10 @@ def wished_runs(example: EditExample, pairs: Sequence[TrainingPair]) -> tuple[tu
 
 def category_contrast(pairs: Sequence[TrainingPair]) -> Contrast:
     """Return the contrast between all target runs and all source runs."""
-    targets: tuple[Place, ...] = tuple((index, "target") for index in range(len(pairs)))
-    sources: tuple[Place, ...] = tuple((index, "source") for index in range(len(pairs)))
-    return Contrast((CATEGORY,), 1.0, targets, sources)
+    places: dict[Role, tuple[Place, ...]] = {
+        role: tuple((index, role) for index in range(len(pairs))) for role in ROLES
+    }
+    return Contrast((CATEGORY,), 1.0, places["target"], places["source"])
 
 
 def overlap(one: frozenset[str], other: frozenset[str]) -> float:
