@@ -288,5 +288,5 @@ def _dit_saes(context: _StageContext) -> None:
         raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit` first")
     saes.train(
         model, context.work / "saes-dit", context.clear_asset("saes-dit"), context.device,
-        extra=(), blocks=BLOCKS, denoising_steps=pipeline.STEPS,
+        extra=(), blocks=BLOCKS, captions=dit_training.SAE_CAPTIONS, denoising_steps=pipeline.STEPS,
     )  # fmt: skip

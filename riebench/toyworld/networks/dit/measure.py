@@ -44,7 +44,7 @@ TOP1_DISTANCE = 0.05
 """The most by which the first CLIP's choice may be rarer right than on toy-turbo's pictures."""
 PATCH_BAR = 0.9
 """The least share of held-out edits whose target is reached when all blocks are patched."""
-PAIRS, SAE_PAIRS = 20, 10
+PAIRS = 12
 """Edits of a category, patched with whole updates and with what SAEs keep of them."""
 VARIANCE_BAR = 0.8
 """The least share of variance that SAEs must explain, mean over blocks."""
@@ -92,14 +92,15 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
     scenes = held_out_scenes(sizes.captions, seed=904)
     captions = [caption(scene) for scene in scenes]
     images = generate(pipe, captions, steps=steps, batch=sizes.batch)
-    by_attribute = share_right(Judge.load().likeliest(images), scenes)
     turbo = generate_by(load_model("toy-turbo", steps=steps), captions, sizes, "toy-turbo")
+    by_attribute, turbo_by_attribute = (share_right(Judge.load().likeliest(some), scenes) for some in (images, turbo))
     top1 = [choose_captions(CLIPS["clip"], scenes, some)[0] for some in (images, turbo)]
     accuracy = _mean(by_attribute)
     renders = np.stack([render(scene, 9_300_000 + i).image for i, scene in enumerate(scenes[:RENDERS])])
     kept = _mean(share_right(Judge.load().labels(reconstruct(pipe.vae, renders)), scenes[:RENDERS]))
     return {
-        "accuracy": accuracy, "by_attribute": by_attribute, "autoencoder_accuracy": kept,
+        "accuracy": accuracy, "by_attribute": by_attribute, "turbo_by_attribute": turbo_by_attribute,
+        "autoencoder_accuracy": kept,
         "clip_top1": top1[0], "turbo_clip_top1": top1[1],
         "cleared": accuracy >= ACCURACY_BAR and top1[0] >= top1[1] - TOP1_DISTANCE,
     }  # fmt: skip
@@ -118,8 +119,8 @@ def patch_both_ways(model: LoadedModel, saes: Mapping[str, Any], limit: int | No
         edits that reach the target's value.
     """
     blocks = tuple(saes)
-    whole = patch_figures(model, Sizes.limited(min(limit or PAIRS, PAIRS)), blocks)
-    kept = patch_figures(model, Sizes.limited(min(limit or SAE_PAIRS, SAE_PAIRS)), blocks, saes)
+    sizes = Sizes.limited(min(limit or PAIRS, PAIRS))
+    whole, kept = patch_figures(model, sizes, blocks), patch_figures(model, sizes, blocks, saes)
     return {"whole": whole["patch_reach_by_category"], "sae": kept["patch_reach_by_category"]}
 
 

@@ -23,11 +23,13 @@ from riebench.toyworld.networks.dit.transformer import SEED, Velocity, pack
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 CONFIG: dict[str, Any] = {
-    "steps": 3600, "batch": 32, "learning_rate": 2e-3, "step_share": 0.85, "first_share": 0.4,
+    "steps": 2000, "batch": 32, "learning_rate": 2e-3, "step_share": 0.85, "first_share": 0.4,
     "spread": 1.2, "center": 0.3, "seed": SEED,
 }  # fmt: skip
 """`step_share`: share of examples at the levels of the four steps; `first_share`: share of these at the first;
 `spread` and `center`: of the normal distribution whose sigmoid is the level of the others."""
+SAE_CAPTIONS = 2000
+"""One-step pictures with as many updates as SAEs are trained on; a picture has four times toy-turbo's positions."""
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 """Noise levels of four steps, as FLUX's pipeline spaces them."""
 
