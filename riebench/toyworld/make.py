@@ -98,8 +98,8 @@ def make(
 
     Args:
         stage: "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed", "dit" or "dit-saes"; each needs the
-            ones before it in that order, except that the CLIPs and dit need none, that the judge needs edited pictures
-            too, that mixed starts from toy-turbo, the shipped one if `assets` has none, and that dit-saes needs dit
+            ones before it in that order, except that the CLIPs need none, that the judge needs edited pictures too,
+            that mixed and dit start from toy-turbo, the shipped one if `assets` has none, and that dit-saes needs dit
             alone.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
@@ -288,5 +288,6 @@ def _dit_saes(context: _StageContext) -> None:
         raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit` first")
     saes.train(
         model, context.work / "saes-dit", context.clear_asset("saes-dit"), context.device,
-        extra=(), blocks=BLOCKS, captions=dit_training.SAE_CAPTIONS, denoising_steps=pipeline.STEPS,
+        extra=(), blocks=BLOCKS, captions=dit_training.SAE_CAPTIONS, steps=dit_training.SAE_STEPS,
+        denoising_steps=pipeline.STEPS,
     )  # fmt: skip

@@ -114,7 +114,7 @@ def test_phrases_are_whole_words() -> None:
 
 
 def test_presets_are_complete() -> None:
-    names = {"toy-turbo", "toy-base", "toy-mixed", "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev"}
+    names = {"toy-turbo", "toy-base", "toy-mixed", "sdxl-turbo", "sdxl-base", "toy-dit", "flux-schnell", "flux-dev"}
     assert set(PRESETS) == names
     for preset in PRESETS.values():
         assert preset.source.startswith("asset:") or len(preset.revision or "") == 40

@@ -73,6 +73,23 @@ def load_checkpoint(work: Path) -> tuple[FluxPipeline, int]:
     return assemble(network, load(asset_folder("toy-turbo"))), int(state["step"])
 
 
+def load_exported(folder: Path) -> FluxPipeline:
+    """Load the pipeline as it ships, with weights rounded to half precision.
+
+    Args:
+        folder: holds toy-dit.
+
+    Raises:
+        RiebenchError: if it does not.
+    """
+    model = folder / "toy-dit"
+    if not model.is_dir():
+        raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit --assets {folder}` first")
+    pipe = FluxPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS) -> dict[str, Any]:
     """Measure pictures of held-out scenes by the judge and the first CLIP.
 

@@ -28,8 +28,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 """`step_share`: share of examples at the levels of the four steps; `first_share`: share of these at the first;
 `spread` and `center`: of the normal distribution whose sigmoid is the level of the others."""
-SAE_CAPTIONS = 2000
-"""One-step pictures with as many updates as SAEs are trained on; a picture has four times toy-turbo's positions."""
+SAE_CAPTIONS, SAE_STEPS = 2000, 450
+"""Pictures of toy-dit's SAEs, if they had one step instead of four, and training steps of each SAE."""
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 """Noise levels of four steps, as FLUX's pipeline spaces them."""
 
