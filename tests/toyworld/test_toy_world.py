@@ -171,6 +171,8 @@ def test_the_stored_figures_clear_every_bar() -> None:
     figures = json.loads(CARD.with_suffix(".json").read_text())
     assert figures["limit"] is None
     assert measure.verdicts(figures) == dict.fromkeys(measure.BARS, True)
+    transformer = json.loads(CARD.with_name(DIT_FIGURES).read_text())
+    assert transformer["cleared"] and transformer["blocks_cleared"]
 
 
 def test_making_says_which_stage_is_missing(tmp_path: Path) -> None:
