@@ -13,15 +13,14 @@ from riebench.errors import RiebenchError
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed")
+STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed", "dit", "dit-saes")
 """Stages of what ships, in order."""
-OTHER_STAGES = ("dit", "dit-saes")
 
 
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, all of these, dit, or dit-saes")
+        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, dit, dit-saes, or all of these")
     ],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -32,8 +31,8 @@ def train(
     labelled: Annotated[Path | None, typer.Option(help="folder of pictures labelled by eye, for the judge")] = None,
 ) -> None:
     """Train one model or all that ship; repeat the command to resume."""
-    if what not in (*STAGES, *OTHER_STAGES, "all"):
-        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join((*STAGES, *OTHER_STAGES))}, all")
+    if what not in (*STAGES, "all"):
+        raise RiebenchError(f"unknown stage {what!r}; known: {', '.join(STAGES)}, all")
     from riebench.toyworld.make import make
 
     origins: set[tuple[str, int]] = set()
@@ -67,15 +66,17 @@ def evaluate(
 
 @app.command()
 def transformer(
-    work: Annotated[Path, typer.Argument(help="folder of `train dit`, whose last checkpoint is measured")],
-    assets: Annotated[Path | None, typer.Option(help="holds toy-dit and saes-dit, whose blocks are measured")] = None,
+    work: Annotated[Path, typer.Argument(help="folder of `train dit`, with its last checkpoint")],
+    assets: Annotated[Path | None, typer.Option(help="holds toy-dit and saes-dit, to measure them")] = None,
     limit: Annotated[int | None, typer.Option(help="at most so many pictures")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
-    """Measure the toy transformer at its last checkpoint, beside toy-turbo."""
-    from riebench.toyworld.networks.dit.measure import load_checkpoint, measure, measure_blocks
+    """Measure the toy transformer at its last checkpoint, or as it ships, beside toy-turbo."""
+    from riebench.toyworld.networks.dit.measure import load_checkpoint, load_exported, measure, measure_blocks
 
     pipe, steps = load_checkpoint(work)
+    if assets is not None:
+        pipe = load_exported(assets)
     figures = {"trained_steps": steps, **measure(pipe, limit)}
     typer.echo(
         f"after {steps} steps: attributes right {figures['accuracy']:.3f} (renders through the autoencoder "

@@ -17,6 +17,7 @@ from riebench.models.assets import read_manifest
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS, CLIPS
+from riebench.toyworld.networks.dit.measure import ACCURACY_BAR, PATCH_BAR, TOP1_DISTANCE, VARIANCE_BAR
 from riebench.toyworld.networks.mixed.figures import PATCHING
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
@@ -137,12 +138,73 @@ def _attacks(figures: dict[str, Any]) -> str:
     return _table(["attacked", *(f"gain by {scorer}" for scorer in CLIPS.values())], rows)
 
 
+def _transformer(figures: dict[str, Any]) -> str:
+    dit = figures["dit"]
+    rows: list[list[object]] = [
+        ["attributes shown as captioned, 4 steps", dit["accuracy"], f"{ACCURACY_BAR:.2f}"],
+        ["caption found by toy-clip among 100", dit["clip_top1"], f"{dit['turbo_clip_top1'] - TOP1_DISTANCE:.3f}"],
+        ["target reached by patching all blocks", dit["patch_reach"], f"{PATCH_BAR:.2f}"],
+        ["variance that SAEs explain, mean over blocks", dit["sae_ev"], f"{VARIANCE_BAR:.2f}"],
+    ]
+    for row in rows:
+        row.append("yes" if float(str(row[1])) >= float(str(row[2])) else "**no**")
+        row[1] = f"{row[1]:.3f}"
+    return _table(["figure", "measured", "bar", "cleared"], rows)
+
+
+def _transformer_attributes(figures: dict[str, Any]) -> str:
+    dit, turbo = figures["dit"]["by_attribute"], figures["dit"]["turbo_by_attribute"]
+    rows: list[list[object]] = [[name, f"{dit[name]:.3f}", f"{turbo[name]:.3f}"] for name in ATTRIBUTES]
+    return _table(["attribute", "toy-dit", "toy-turbo"], rows)
+
+
+def _places(figures: dict[str, Any]) -> str:
+    tables = {model: found["whole"] for model, found in figures["dit"]["reached"].items()}
+    columns = [(model, key) for model, table in tables.items() for key in ("target", *_single_blocks(table), "all")]
+    rows: list[list[object]] = [
+        [category.replace("_", " "), *(f"{tables[model][key][category]:.2f}" for model, key in columns)]
+        for category in CATEGORY_ATTRIBUTE
+    ]
+    rows.append(["mean", *(f"{_mean(tables[model][key].values()):.2f}" for model, key in columns)])
+    return _table(["category", *(f"{model}: {PLACE_NAMES.get(key, key)}" for model, key in columns)], rows)
+
+
+def _single_blocks(table: dict[str, Any]) -> list[str]:
+    return [key for key in table if key not in ("target", "all")]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _carried(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = []
+    for model, found in figures["dit"]["reached"].items():
+        whole, kept = found["whole"], found["sae"]
+        for key in ("all", *_single_blocks(whole)):
+            name = PLACE_NAMES.get(key, key)
+            rows.append([model, name, f"{_mean(whole[key].values()):.2f}", f"{_mean(kept[key].values()):.2f}"])
+    return _table(["model", "patched", "by whole updates", "by what SAEs keep"], rows)
+
+
+def _transformer_saes(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = [
+        [block, f"{entry['ev']:.3f}", f"{entry['l0']:.1f}", f"{entry['dead']:.3f}"]
+        for block, entry in figures["dit"]["sae_by_block"].items()
+    ]
+    return _table(["block", "explained variance", "L0", "dead share"], rows)
+
+
+PLACE_NAMES = {"target": "target prompt", "all": "all blocks"}
 PARTS = {
     "bars": _bars, "attributes": _attributes, "blocks": _blocks, "patches": _patches, "saes": _saes, "sizes": _sizes,
     "speed": _speed, "shares": _shares, "recovery": _recovery, "attacks": _attacks,
+    "transformer": _transformer, "transformer_attributes": _transformer_attributes, "places": _places,
+    "carried": _carried, "transformer_saes": _transformer_saes,
 }  # fmt: skip
 MIXED_FIGURES = "toyworld-mixed.json"
-"""Name of the file, beside that of the other figures, with the figures of the mixed world."""
+DIT_FIGURES = "toyworld-dit.json"
+"""Names of the files, beside that of the other figures, with the figures of the mixed world and of the transformer."""
 
 
 def fill_card(text: str, figures: dict[str, Any]) -> str:
@@ -155,14 +217,15 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
 
     Args:
         card: the Markdown file.
-        figures_file: the output of `evaluate --json`; that of `shares --json` lies beside it.
+        figures_file: the output of `evaluate --json`; those of `shares --json` and `transformer --json` lie beside it.
         check: writes nothing.
 
     Raises:
         RiebenchError: with `check`, if the card is out of date.
     """
     figures = json.loads(figures_file.read_text(encoding="utf-8"))
-    figures["mixed"] = json.loads(figures_file.with_name(MIXED_FIGURES).read_text(encoding="utf-8"))
+    for key, name in (("mixed", MIXED_FIGURES), ("dit", DIT_FIGURES)):
+        figures[key] = json.loads(figures_file.with_name(name).read_text(encoding="utf-8"))
     before = card.read_text(encoding="utf-8")
     after = fill_card(before, figures)
     if check and before != after:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -298,19 +298,25 @@ def block_effects(turbo: LoadedModel, sizes: Sizes) -> Figures:
     return {"block_effect": min(means[block] for block in BLOCKS), "block_effect_by_block": means}
 
 
-def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int) -> Edit:
+def _patch(source: Trace, target: Trace, blocks: Sequence[str], index: int, saes: Mapping[str, Any] | None) -> Edit:
     """Return the edit that adds (target - source) update everywhere.
 
-    It does so at every position and step of the given blocks, for the pair with a given index.
+    It does so at every position and step of the given blocks, for the pair with a given index. With SAEs the updates
+    are as these reconstruct them.
     """
     sites = {}
     for block in blocks:
-        values = target.row(block, index) - source.row(block, index)
+        before, after = source.row(block, index), target.row(block, index)
+        if saes is not None:
+            before, after = (saes[block].decode(saes[block].encode(values)) for values in (before, after))
+        values = after - before
         sites[block] = StaticEdit((Term(torch.arange(values.shape[1]), values),))
     return Edit(sites)
 
 
-def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOCKS) -> Figures:
+def patch_figures(
+    model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOCKS, saes: Mapping[str, Any] | None = None
+) -> Figures:
     """Measure the share of patched pictures that show the target's value.
 
     Patching adds the difference between the target's and the source's block updates; the value is that of the edited
@@ -320,6 +326,7 @@ def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOC
         model: the model.
         sizes: pairs a category.
         blocks: those of the model that are patched, together and one by one.
+        saes: block -> SAE, to patch with reconstructed updates alone.
     """
     rng, generator = random.Random(907), Generator(model, cached_prompts=4 * sizes.batch)
     block_sets = {"all": tuple(blocks), **{block: (block,) for block in blocks}}
@@ -335,7 +342,7 @@ def patch_figures(model: LoadedModel, sizes: Sizes, blocks: Sequence[str] = BLOC
         attribute = CATEGORY_ATTRIBUTE[category]
         _append_reached(reached["target"][category], target.images, pairs, attribute)
         for name, patched in block_sets.items():
-            edits = [_patch(source.trace, target.trace, patched, i) for i in range(len(pairs))]
+            edits = [_patch(source.trace, target.trace, patched, i, saes) for i in range(len(pairs))]
             edited = generator.generate([caption(s) for s, _ in pairs], seeds, edits=edits)
             _append_reached(reached[name][category], edited.images, pairs, attribute)
     shares = {

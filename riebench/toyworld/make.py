@@ -98,8 +98,8 @@ def make(
 
     Args:
         stage: "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed", "dit" or "dit-saes"; each needs the
-            ones before it in that order, except that the CLIPs and dit need none, that the judge needs edited pictures
-            too, that mixed starts from toy-turbo, the shipped one if `assets` has none, and that dit-saes needs dit
+            ones before it in that order, except that the CLIPs need none, that the judge needs edited pictures too,
+            that mixed and dit start from toy-turbo, the shipped one if `assets` has none, and that dit-saes needs dit
             alone.
         work: folder for pictures, checkpoints, logs and results.
         device: "cpu" or "cuda".
@@ -185,11 +185,12 @@ def _vae(context: _StageContext) -> None:
     vae.train(context.pool, context.work, context.device).cpu().save_pretrained(context.result_folder("vae"))
 
 
-def _latents(context: _StageContext, stage: str = "vae") -> Tensor:
+def _latents(context: _StageContext, stage: str, autoencoder: AutoencoderKL) -> Tensor:
     path = context.work / stage / "latents.pt"
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         pool = context.pool
-        model = context.vae(stage).to(device=context.device, memory_format=torch.channels_last)
+        model = autoencoder.to(device=context.device, memory_format=torch.channels_last)
         parts = []
         for first in range(0, len(pool.images), 500):
             indices = torch.arange(first, min(first + 500, len(pool.images)))
@@ -201,7 +202,8 @@ def _latents(context: _StageContext, stage: str = "vae") -> Tensor:
 
 def _base(context: _StageContext) -> None:
     unet = diffusion.build_unet().to(device=context.device, memory_format=torch.channels_last)
-    loss = diffusion.base_loss(context.maybe_compile(unet), context.pool, _latents(context), context.device)
+    latents = _latents(context, "vae", context.vae())
+    loss = diffusion.base_loss(context.maybe_compile(unet), context.pool, latents, context.device)
     config = diffusion.BASE_CONFIG
     fit(Stage("base", config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), context.work)
     diffusion.plant_roles(unet)  # exact zeros in what ships, whatever an old checkpoint held
@@ -211,9 +213,8 @@ def _base(context: _StageContext) -> None:
 
 def _turbo(context: _StageContext) -> None:
     teacher, student = context.unet("base").requires_grad_(False).eval(), context.unet("base")
-    loss = diffusion.turbo_loss(
-        context.maybe_compile(student), teacher, context.pool, _latents(context), context.device
-    )
+    latents = _latents(context, "vae", context.vae())
+    loss = diffusion.turbo_loss(context.maybe_compile(student), teacher, context.pool, latents, context.device)
     config = diffusion.TURBO_CONFIG
     stage = Stage(
         "turbo", config, student, loss, int(config["steps"]), config["learning_rate"], warmup=20, ema_decay=0.99
@@ -274,13 +275,11 @@ def _mixed(context: _StageContext) -> None:
 
 
 def _dit(context: _StageContext) -> None:
-    stage = "dit-vae"
-    if not context.result_folder(stage).is_dir():
-        trained = autoencoder.train(context.pool, context.work, context.device)
-        trained.cpu().save_pretrained(context.result_folder(stage))
-    latents = _latents(context, stage)
+    turbo = context.assets / "toy-turbo"
+    frozen = autoencoder.load(turbo if turbo.is_dir() else asset_folder("toy-turbo"))
+    latents = _latents(context, "dit", frozen)
     network = dit_training.train(context.pool, latents, context.work, context.device, compiled=context.compiled)
-    save_in_half(pipeline.assemble(network, context.vae(stage)), context.clear_asset("toy-dit"))
+    save_in_half(pipeline.assemble(network, frozen.cpu()), context.clear_asset("toy-dit"))
 
 
 def _dit_saes(context: _StageContext) -> None:
@@ -289,5 +288,6 @@ def _dit_saes(context: _StageContext) -> None:
         raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit` first")
     saes.train(
         model, context.work / "saes-dit", context.clear_asset("saes-dit"), context.device,
-        extra=(), blocks=BLOCKS, denoising_steps=pipeline.STEPS,
+        extra=(), blocks=BLOCKS, captions=dit_training.SAE_CAPTIONS, steps=dit_training.SAE_STEPS,
+        denoising_steps=pipeline.STEPS,
     )  # fmt: skip

@@ -114,7 +114,7 @@ def test_completion_of_every_kind_of_name(monkeypatch: pytest.MonkeyPatch) -> No
         context = typer.Context(COMMANDS[command])
         return [item.value for item in one.shell_complete(context, start)]
 
-    assert offered(("run",), "model", "toy-") == ["toy-turbo", "toy-base", "toy-mixed"]
+    assert offered(("run",), "model", "toy-") == ["toy-turbo", "toy-base", "toy-mixed", "toy-dit"]
     both = offered(("run",), "categories", "change_pose,change_c")
     assert {*both} == {"change_pose,change_color", "change_pose,change_content"}
     for name, start, one in (

@@ -114,7 +114,7 @@ def test_phrases_are_whole_words() -> None:
 
 
 def test_presets_are_complete() -> None:
-    shipped = {"toy-turbo", "toy-base", "toy-mixed"}
+    shipped = {"toy-turbo", "toy-base", "toy-mixed", "toy-dit"}
     pinned = {
         "sdxl-turbo", "sdxl-base", "flux-schnell", "flux-dev", "sd3-medium", "sd3.5-medium", "sd3.5-large",
         "sd3.5-large-turbo", "qwen-image",

@@ -204,7 +204,8 @@ def test_which_models_have_a_second_scorer() -> None:
             name="n", source=PRESETS[preset].spec_source, revision=None, steps=1, guidance=0, size=64, dtype="float32"
         )
 
-    assert {second_scorer_for(spec(name)) for name in ("toy-turbo", "toy-base", "toy-mixed")} == {"toy-clip-2"}
+    shipped = ("toy-turbo", "toy-base", "toy-mixed", "toy-dit")
+    assert {second_scorer_for(spec(name)) for name in shipped} == {"toy-clip-2"}
     assert second_scorer_for(spec("sdxl-turbo")) == second_scorer_for(spec("sdxl-base")) == "siglip2-b16"
     own = spec("toy-turbo").model_copy(update={"source": "own/model"})
     assert second_scorer_for(own) == "siglip2-b16"

@@ -22,7 +22,7 @@ class _Interrupted(Exception):
     pass
 
 
-def _stage(steps: int = 12, rate: float = 0.05, stop_at: int | None = None) -> Stage:
+def _stage(steps: int = 12, rate: float = 0.05, stop_at: int | None = None, muon: str = "") -> Stage:
     torch.manual_seed(3)
     module = nn.Linear(4, 1)
 
@@ -32,14 +32,18 @@ def _stage(steps: int = 12, rate: float = 0.05, stop_at: int | None = None) -> S
         x = torch.randn(8, 4, generator=step_generator(1, step))
         return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
-    return Stage("line", {"steps": steps, "rate": rate}, module, loss, steps, rate, warmup=2, checkpoint_seconds=0.0)
+    return Stage(
+        "line", {"steps": steps, "rate": rate}, module, loss, steps, rate, warmup=2, checkpoint_seconds=0.0,
+        by_muon=muon.__eq__,
+    )  # fmt: skip
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = fit(_stage(), tmp_path / "whole")
+@pytest.mark.parametrize("muon", ["", "weight"])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, muon: str) -> None:
+    whole = fit(_stage(muon=muon), tmp_path / "whole")
     with pytest.raises(_Interrupted):
-        fit(_stage(stop_at=7), tmp_path / "parts")
-    resumed = fit(_stage(), tmp_path / "parts")
+        fit(_stage(stop_at=7, muon=muon), tmp_path / "parts")
+    resumed = fit(_stage(muon=muon), tmp_path / "parts")
     for name, value in whole.items():
         assert torch.equal(value, resumed[name])
     assert len((tmp_path / "parts" / "line" / "loss.csv").read_text().splitlines()) >= 1
@@ -56,6 +60,19 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     before = float(stage.loss(10_000))
     fit(stage, tmp_path)
     assert float(stage.loss(10_000)) < before / 10
+
+
+def test_muon_moves_its_matrices_by_orthogonal_steps_as_long_as_those_of_adamw(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    goal, module = torch.randn(16, 16), nn.Linear(16, 16)
+    before = module.weight.detach().clone()
+
+    def loss(step: int) -> Tensor:
+        return (module.weight - goal).square().sum() + module.bias.square().sum()
+
+    fit(Stage("muon", {}, module, loss, 1, 0.01, warmup=1, weight_decay=0.0, by_muon="weight".__eq__), tmp_path)
+    lengths = torch.linalg.svdvals(module.weight.detach() - before) / (0.01 * 0.2 * 16**0.5)
+    assert lengths.min() > 0.3 and lengths.max() < 1.6  # one Newton-Schulz run brings them near 1
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from riebench.scoring.metrics.judge_network import Judge
 from riebench.toyworld import evaluate as measure
 from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import caption
-from riebench.toyworld.card import MIXED_FIGURES, fill_card, write_card
+from riebench.toyworld.card import DIT_FIGURES, MIXED_FIGURES, fill_card, write_card
 from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.make import make
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES
@@ -154,12 +154,13 @@ def test_the_model_card_shows_the_stored_figures(tmp_path: Path) -> None:
     write_card(CARD, CARD.with_suffix(".json"), check=True)
     figures = json.loads(CARD.with_suffix(".json").read_text())
     figures["clip_top1"] = 0.123
-    figures["mixed"] = json.loads(CARD.with_name(MIXED_FIGURES).read_text())
+    for key, name in (("mixed", MIXED_FIGURES), ("dit", DIT_FIGURES)):
+        figures[key] = json.loads(CARD.with_name(name).read_text())
+        shutil.copy(CARD.with_name(name), tmp_path)
     assert fill_card(CARD.read_text(), figures) != CARD.read_text()
     stale = tmp_path / "card.md"
     stale.write_text(CARD.read_text())
     (tmp_path / "figures.json").write_text(json.dumps(figures))
-    shutil.copy(CARD.with_name(MIXED_FIGURES), tmp_path)
     with pytest.raises(RiebenchError, match="out of date"):
         write_card(stale, tmp_path / "figures.json", check=True)
     write_card(stale, tmp_path / "figures.json")
@@ -170,6 +171,8 @@ def test_the_stored_figures_clear_every_bar() -> None:
     figures = json.loads(CARD.with_suffix(".json").read_text())
     assert figures["limit"] is None
     assert measure.verdicts(figures) == dict.fromkeys(measure.BARS, True)
+    transformer = json.loads(CARD.with_name(DIT_FIGURES).read_text())
+    assert transformer["cleared"] and transformer["blocks_cleared"]
 
 
 def test_making_says_which_stage_is_missing(tmp_path: Path) -> None:

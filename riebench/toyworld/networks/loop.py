@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Stage:
         checkpoint_seconds: seconds between two checkpoints.
         on_step: called after each optimiser step, for constraints on the weights.
         rate_factor: name of a parameter -> factor of its learning rate.
+        by_muon: name of a matrix -> whether Muon moves it (orthogonalised momentum, steps as long as AdamW's); all
+            other parameters are AdamW's.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Stage:
     checkpoint_seconds: float = 120.0
     on_step: Callable[[], None] = field(default=lambda: None)
     rate_factor: Callable[[str], float] = field(default=lambda _name: 1.0)
+    by_muon: Callable[[str], bool] = field(default=lambda _name: False)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -122,41 +125,63 @@ def fit(stage: Stage, work: Path) -> dict[str, Tensor]:
     folder = work / stage.name
     check_folder(folder, stage.config)
     trained = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
-    factors = {name: stage.rate_factor(name) for name in trained}
-    groups = [
-        {"params": [p for name, p in trained.items() if factors[name] == factor], "factor": factor}
-        for factor in sorted(set(factors.values()))
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
-    )
+    optimizers = _optimizers(stage, trained)
     ema = {n: p.detach().clone() for n, p in trained.items()}
     first = 0
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         stage.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
         for n, value in state["ema"].items():
             ema[n].copy_(value)
         first = state["step"]
 
     def save(step: int) -> None:
-        state = {"step": step, "module": stage.module.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema}
+        state = {"step": step, "module": stage.module.state_dict(), "ema": ema}
+        state |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         write_atomically(checkpoint, lambda path: torch.save(state, path))
 
     if first < stage.steps:
-        _loop(stage, folder, optimizer, trained, ema, first, save)
+        _loop(stage, folder, tuple(optimizers.values()), trained, ema, first, save)
     with torch.no_grad():
         for n, p in trained.items():
             p.copy_(ema[n])
     return stage.module.state_dict()
 
 
+def _optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> dict[str, torch.optim.Optimizer]:
+    """Build the optimisers of a stage.
+
+    Returns:
+        Name in the checkpoint -> optimiser; that of AdamW is "optimizer".
+    """
+
+    def groups(muon: bool) -> list[dict[str, Any]]:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            if stage.by_muon(name) == muon:
+                by_factor.setdefault(stage.rate_factor(name), []).append(parameter)
+        return [{"params": some, "factor": factor} for factor, some in sorted(by_factor.items())]
+
+    built: dict[str, torch.optim.Optimizer] = {
+        "optimizer": torch.optim.AdamW(
+            groups(False), lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+        )
+    }
+    matrices = groups(True)
+    if matrices:
+        built["muon"] = torch.optim.Muon(
+            matrices, lr=stage.learning_rate, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+    return built
+
+
 def _loop(
     stage: Stage,
     folder: Path,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     trained: dict[str, nn.Parameter],
     ema: dict[str, Tensor],
     first: int,
@@ -167,13 +192,15 @@ def _loop(
         writer = csv.writer(log)
         bar = ProgressBar(range(first, stage.steps), title=f"train {stage.name}", total=stage.steps, first=first)
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * _learning_rate(stage, step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["factor"] * _learning_rate(stage, step)
+                optimizer.zero_grad(set_to_none=True)
             loss = stage.loss(step)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained.values(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             stage.on_step()
             decay = min(stage.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():

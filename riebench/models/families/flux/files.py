@@ -11,13 +11,16 @@ _SCHNELL, _SCHNELL_REVISION = "black-forest-labs/FLUX.1-schnell", "741f7c3ce8b38
 _DEV, _DEV_REVISION = "black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 
 PRESETS: tuple[Preset, ...] = (
+    Preset("toy-dit", "asset:toy-dit", None, 4, 0.0, 64, "float32", "toy-clip", "asset:saes-dit",
+           "Small FLUX on rendered scenes, trained for 4 steps without guidance.", family="flux",
+           second_scorer="toy-clip-2"),
     Preset("flux-schnell", _SCHNELL, _SCHNELL_REVISION, 4, 0.0, 1024, "bfloat16", DEFAULT_SCORER, None,
            "1 to 4 steps without guidance; Apache 2.0; the hub asks for a login.", family="flux"),
     Preset("flux-dev", _DEV, _DEV_REVISION, 28, 3.5, 1024, "bfloat16", DEFAULT_SCORER, None,
            "28 steps, told the guidance scale 3.5; FLUX.1 [dev] Non-Commercial License; the hub asks for a login.",
            family="flux"),
 )  # fmt: skip
-"""The two models that were published."""
+"""The toy world's transformer and the two models that were published."""
 
 REPOSITORIES = ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev")
 """Hub ids of the official models."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from diffusers import AutoencoderKL, FluxPipeline
 from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
-from riebench.models.loading import load_model
+from riebench.models.assets import asset_folder
+from riebench.models.families.sdxl.names import BLOCKS as TURBO_BLOCKS
+from riebench.models.loading import LoadedModel, load_model
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.judge_network import Judge
 from riebench.toyworld.captions import caption
@@ -27,6 +30,7 @@ from riebench.toyworld.evaluate import (
     share_right,
 )
 from riebench.toyworld.evaluate import generate as generate_by
+from riebench.toyworld.networks.dit.autoencoder import load
 from riebench.toyworld.networks.dit.pipeline import STEPS, assemble, generate
 from riebench.toyworld.networks.dit.transformer import BLOCKS, build
 from riebench.toyworld.networks.loop import CHECKPOINT
@@ -40,6 +44,8 @@ TOP1_DISTANCE = 0.05
 """The most by which the first CLIP's choice may be rarer right than on toy-turbo's pictures."""
 PATCH_BAR = 0.9
 """The least share of held-out edits whose target is reached when all blocks are patched."""
+PAIRS = 12
+"""Edits of a category, patched with whole updates and with what SAEs keep of them."""
 VARIANCE_BAR = 0.8
 """The least share of variance that SAEs must explain, mean over blocks."""
 
@@ -58,13 +64,30 @@ def load_checkpoint(work: Path) -> tuple[FluxPipeline, int]:
     Raises:
         RiebenchError: if there is no checkpoint.
     """
-    path, autoencoder = work / "dit" / CHECKPOINT, work / "dit-vae" / "finished"
-    if not path.is_file() or not autoencoder.is_dir():
+    path = work / "dit" / CHECKPOINT
+    if not path.is_file():
         raise RiebenchError(f"{work} holds no training of toy-dit: run `python -m riebench.toyworld train dit` first")
     state = torch.load(path, weights_only=True, map_location="cpu")
     network = build().eval().requires_grad_(False)
     network.load_state_dict(state["ema"])
-    return assemble(network, AutoencoderKL.from_pretrained(autoencoder)), int(state["step"])
+    return assemble(network, load(asset_folder("toy-turbo"))), int(state["step"])
+
+
+def load_exported(folder: Path) -> FluxPipeline:
+    """Load the pipeline as it ships, with weights rounded to half precision.
+
+    Args:
+        folder: holds toy-dit.
+
+    Raises:
+        RiebenchError: if it does not.
+    """
+    model = folder / "toy-dit"
+    if not model.is_dir():
+        raise RiebenchError(f"{model} is missing: run `python -m riebench.toyworld train dit --assets {folder}` first")
+    pipe = FluxPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS) -> dict[str, Any]:
@@ -86,29 +109,51 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
     scenes = held_out_scenes(sizes.captions, seed=904)
     captions = [caption(scene) for scene in scenes]
     images = generate(pipe, captions, steps=steps, batch=sizes.batch)
-    by_attribute = share_right(Judge.load().likeliest(images), scenes)
     turbo = generate_by(load_model("toy-turbo", steps=steps), captions, sizes, "toy-turbo")
+    by_attribute, turbo_by_attribute = (share_right(Judge.load().likeliest(some), scenes) for some in (images, turbo))
     top1 = [choose_captions(CLIPS["clip"], scenes, some)[0] for some in (images, turbo)]
     accuracy = _mean(by_attribute)
     renders = np.stack([render(scene, 9_300_000 + i).image for i, scene in enumerate(scenes[:RENDERS])])
     kept = _mean(share_right(Judge.load().labels(reconstruct(pipe.vae, renders)), scenes[:RENDERS]))
     return {
-        "accuracy": accuracy, "by_attribute": by_attribute, "autoencoder_accuracy": kept,
+        "accuracy": accuracy, "by_attribute": by_attribute, "turbo_by_attribute": turbo_by_attribute,
+        "autoencoder_accuracy": kept,
         "clip_top1": top1[0], "turbo_clip_top1": top1[1],
         "cleared": accuracy >= ACCURACY_BAR and top1[0] >= top1[1] - TOP1_DISTANCE,
     }  # fmt: skip
 
 
+def patch_both_ways(model: LoadedModel, saes: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """Measure what patching a model's blocks reaches, by whole updates and by what SAEs keep of them.
+
+    Args:
+        model: in four steps.
+        saes: block -> SAE; these blocks are patched, together and one by one.
+        limit: at most so many pairs a category.
+
+    Returns:
+        "whole" and "sae" -> "target" (the target's own caption), "all" or a block -> category -> share of held-out
+        edits that reach the target's value.
+    """
+    blocks = tuple(saes)
+    sizes = Sizes.limited(min(limit or PAIRS, PAIRS))
+    whole, kept = patch_figures(model, sizes, blocks), patch_figures(model, sizes, blocks, saes)
+    return {"whole": whole["patch_reach_by_category"], "sae": kept["patch_reach_by_category"]}
+
+
 def measure_blocks(folder: Path, limit: int | None = None) -> dict[str, Any]:
     """Measure what patching reaches and what SAEs explain, in four steps.
+
+    toy-turbo's blocks and SAEs are measured beside them.
 
     Args:
         folder: holds toy-dit and its SAEs saes-dit.
         limit: at most so many pairs a category, and pictures; None for the numbers that the card's figures have.
 
     Returns:
-        Share of held-out edits that reach the target's value when all blocks or single ones are patched, in all and by
-        category; explained variance, L0 and dead share of every SAE; and whether both bars are cleared.
+        Share of held-out edits that reach the target's value when all blocks are patched; what patching reaches in both
+        models, see `patch_both_ways`; explained variance, L0 and dead share of every SAE; and whether both bars are
+        cleared.
 
     Raises:
         RiebenchError: if the model or its SAEs are missing.
@@ -117,14 +162,21 @@ def measure_blocks(folder: Path, limit: int | None = None) -> dict[str, Any]:
         if not (folder / name).is_dir():
             raise RiebenchError(f"{folder / name} is missing: run `riebench.toyworld train {stage} --assets {folder}`")
     sizes, model = Sizes.limited(limit), load_model(str(folder / "toy-dit"), steps=STEPS)
-    figures = patch_figures(model, sizes, BLOCKS)
     saes = load_saes(folder / "saes-dit", BLOCKS, k=SAE_K)
+    turbo_saes = load_saes(asset_folder("saes"), TURBO_BLOCKS, k=SAE_K)
+    reached = {
+        "toy-dit": patch_both_ways(model, saes, limit),
+        "toy-turbo": patch_both_ways(load_model("toy-turbo", steps=STEPS), turbo_saes, limit),
+    }
+    reach = _mean(reached["toy-dit"]["whole"]["all"])
     captions = [caption(scene) for scene in held_out_scenes(sizes.sae_captions, seed=908)]
     updates = block_updates(model, captions, sizes.batch, "toy-dit's updates", BLOCKS)
     by_block = {block: sae_report(saes[block], updates[block]) for block in BLOCKS}
     variance = round(float(np.mean([report["ev"] for report in by_block.values()])), 4)
-    cleared = figures["patch_reach"] >= PATCH_BAR and variance >= VARIANCE_BAR
-    return {**figures, "sae_ev": variance, "sae_by_block": by_block, "blocks_cleared": cleared}
+    return {
+        "patch_reach": reach, "reached": reached, "sae_ev": variance, "sae_by_block": by_block,
+        "blocks_cleared": reach >= PATCH_BAR and variance >= VARIANCE_BAR,
+    }  # fmt: skip
 
 
 def _mean(shares: dict[str, float]) -> float:

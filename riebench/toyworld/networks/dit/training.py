@@ -1,8 +1,8 @@
 """The training of toy-dit: flow matching on rendered scenes.
 
 It is made for four steps without guidance. A caption leaves little of a picture open, so that the first step, from
-noise alone, already decides nearly all of it. Three in five examples lie at the noise levels of the four steps, and two
-in five of these at the first.
+noise alone, already decides nearly all of it. Most examples lie at the noise levels of the four steps, and two in five
+of these at the first.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from riebench.toyworld.networks.dit.transformer import SEED, Velocity, pack
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 CONFIG: dict[str, Any] = {
-    "steps": 12000, "batch": 32, "learning_rate": 1e-3, "step_share": 0.6, "first_share": 0.4,
+    "steps": 2000, "batch": 32, "learning_rate": 2e-3, "step_share": 0.85, "first_share": 0.4,
     "spread": 1.2, "center": 0.3, "seed": SEED,
 }  # fmt: skip
 """`step_share`: share of examples at the levels of the four steps; `first_share`: share of these at the first;
 `spread` and `center`: of the normal distribution whose sigmoid is the level of the others."""
+SAE_CAPTIONS, SAE_STEPS = 2000, 450
+"""Pictures of toy-dit's SAEs, if they had one step instead of four, and training steps of each SAE."""
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 """Noise levels of four steps, as FLUX's pipeline spaces them."""
 
@@ -47,7 +49,7 @@ def flow_loss(network: nn.Module, pool: Pool, latents: Tensor, device: torch.dev
     Args:
         network: the transformer, perhaps compiled.
         pool: the pictures, for their scenes.
-        latents: float16 [N, 8, 16, 16], the pictures' normalised latents.
+        latents: float16 [N, 4, 32, 32], the pictures' normalised latents.
         device: of the network.
     """
     encode, velocity = CaptionEncoder(), Velocity(network, device, TOKENS)
@@ -68,6 +70,11 @@ def flow_loss(network: nn.Module, pool: Pool, latents: Tensor, device: torch.dev
     return loss
 
 
+def inside_blocks(name: str) -> bool:
+    """Return whether a parameter is a matrix of attention or feed-forward layers."""
+    return "transformer_blocks." in name and ".norm" not in name and name.endswith(".weight")
+
+
 def train(
     pool: Pool, latents: Tensor, work: Path, device: torch.device, *, compiled: bool = False
 ) -> FluxTransformer2DModel:
@@ -75,7 +82,7 @@ def train(
 
     Args:
         pool: the pictures.
-        latents: float16 [N, 8, 16, 16], their normalised latents.
+        latents: float16 [N, 4, 32, 32], their normalised latents.
         work: folder for checkpoints and the log.
         device: trains there.
         compiled: compiles the transformer.
@@ -83,7 +90,6 @@ def train(
     network = transformer.build().to(device)
     running: Any = torch.compile(network, dynamic=False) if compiled else network
     loss = flow_loss(running, pool, latents, device)
-    fit(
-        Stage("dit", CONFIG, network, loss, int(CONFIG["steps"]), CONFIG["learning_rate"], warmup=200), work
-    )  # fmt: skip
+    stage = Stage("dit", CONFIG, network, loss, int(CONFIG["steps"]), CONFIG["learning_rate"], by_muon=inside_blocks)
+    fit(stage, work)
     return network.cpu().eval()

@@ -1,6 +1,6 @@
 """The network of the toy transformer, and the way latents become tokens.
 
-It is diffusers' FluxTransformer2DModel with two double and four single blocks.
+It is diffusers' FluxTransformer2DModel with three double and two single blocks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from riebench.toyworld.networks.diffusion import short_attention
 from riebench.toyworld.networks.dit.text import POOLED, STATE
 
 SEED = 97
-LATENT_CHANNELS = 8
-LATENT_SIDE = 16
-BLOCKS = ("double.0", "double.1", "single.0", "single.1", "single.2", "single.3")
+LATENT_CHANNELS = 4
+LATENT_SIDE = 32
+BLOCKS = ("double.0", "double.1", "double.2", "single.0", "single.1")
 """Short names of all blocks."""
 
 
@@ -27,8 +27,8 @@ def build(seed: int = SEED) -> FluxTransformer2DModel:
     """
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=4 * LATENT_CHANNELS, num_layers=2, num_single_layers=4, attention_head_dim=32,
-        num_attention_heads=6, joint_attention_dim=STATE, pooled_projection_dim=POOLED, axes_dims_rope=(8, 12, 12),
+        patch_size=1, in_channels=4 * LATENT_CHANNELS, num_layers=3, num_single_layers=2, attention_head_dim=32,
+        num_attention_heads=4, joint_attention_dim=STATE, pooled_projection_dim=POOLED, axes_dims_rope=(8, 12, 12),
     )  # fmt: skip
     zeroed = [block.norm for block in transformer.single_transformer_blocks]
     for block in transformer.transformer_blocks:
