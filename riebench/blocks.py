@@ -188,12 +188,13 @@ def same_block(one: str, other: str) -> bool:
     """Return whether two names stand for a module at the same place.
 
     Families may call the blocks at one path differently: `double.3` and `block.3` are both `transformer_blocks.3`, and
-    a path alone does not say of which family's model it is.
+    a path alone does not say of which family's model it is. The text stream of a block has its path, and is another site.
 
     Raises:
         RiebenchError: as `short_name`.
     """
-    return short_name(one) == short_name(other) or module_path(one) == module_path(other)
+    same_path = kind(one) == kind(other) and module_path(one) == module_path(other)
+    return short_name(one) == short_name(other) or same_path
 
 
 def as_named(name: str, names: Iterable[str]) -> str:
