@@ -188,7 +188,7 @@ def same_block(one: str, other: str) -> bool:
     """Return whether two names stand for a module at the same place.
 
     Families may call the blocks at one path differently: `double.3` and `block.3` are both `transformer_blocks.3`, and
-    a path alone does not say of which family's model it is. The text stream of a block has its path, and is another site.
+    a path alone does not say of which family's model it is. A block's text stream has its path, and is another site.
 
     Raises:
         RiebenchError: as `short_name`.
