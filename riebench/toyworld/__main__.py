@@ -71,7 +71,10 @@ def transformer(
     limit: Annotated[int | None, typer.Option(help="at most so many pictures")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
-    """Measure the toy transformer at its last checkpoint, or as it ships, beside toy-turbo."""
+    """Measure the toy transformer beside toy-turbo.
+
+    It is that of the last checkpoint, or the exported one where its folder is named.
+    """
     from riebench.toyworld.networks.dit.measure import load_checkpoint, load_exported, measure, measure_blocks
 
     pipe, steps = load_checkpoint(work)

@@ -1,6 +1,7 @@
-"""The autoencoder of the toy transformer: that of the U-Nets, with another scale and shift.
+"""The autoencoder of the toy transformer.
 
-FLUX's pipeline packs latents 2 by 2: 64 x 64 pictures become 32 x 32 x 4 latents and 16 x 16 tokens of 16 numbers.
+It is that of the U-Nets, with another scale and shift. FLUX's pipeline packs latents 2 by 2: 64 x 64 pictures become
+32 x 32 x 4 latents and 16 x 16 tokens of 16 numbers.
 """
 
 from __future__ import annotations

@@ -124,7 +124,9 @@ def measure(pipe: FluxPipeline, limit: int | None = None, *, steps: int = STEPS)
 
 
 def patch_both_ways(model: LoadedModel, saes: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """Measure what patching a model's blocks reaches, by whole updates and by what SAEs keep of them.
+    """Measure what patching a model's blocks reaches.
+
+    It is done by whole updates and by what SAEs keep of them.
 
     Args:
         model: in four steps.
