@@ -84,7 +84,7 @@ def test_turbo_pictures_show_what_captions_say(steps: int, least: float) -> None
 
 
 def test_base_pictures_show_what_captions_say() -> None:
-    few = measure.Sizes.limited(12)
+    few = measure.Sizes.limited(8)
     assert measure.accuracy_figures("base", load_model("toy-base"), few)["base_accuracy"] > 0.8
 
 
