@@ -206,7 +206,7 @@ def conclusion(found: Sequence[Cause], steps: Sequence[Step], pairs: Sequence[Un
     first = next((one for one in found if one.differs), None)
     if not apart:
         rest = f", although they differ in {first.name}" if first is not None else ""
-        return f"The numbers of all {len(pairs)} shared units agree{rest}."
+        return f"The numbers of {_count(len(pairs))} agree{rest}."
     begin = f"The numbers of {apart} of {len(pairs)} shared units differ. "
     if first is None:
         return begin + "Nothing that is stored differs: the device, or a change that no version number states, is left."
@@ -222,6 +222,10 @@ def conclusion(found: Sequence[Cause], steps: Sequence[Step], pairs: Sequence[Un
         return f"{begin} {again}: {_not_stated(found)}."
     names = " and ".join(step.name for step in steps[1 : met + 1])
     return f"{begin} Made again, they meet once {names} {'is' if met == 1 else 'are'} as in the second run."
+
+
+def _count(units: int) -> str:
+    return "the only shared unit" if units == 1 else f"all {units} shared units"
 
 
 def _not_stated(found: Sequence[Cause]) -> str:

@@ -129,6 +129,15 @@ CASES = (
     *qwen_cases(Case),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+LAST_OF_FAMILY = {case.name.split()[0]: case for case in CASES}
+"""Family -> its last case; what takes long is tried on this one every time, and on the others where slow tests run."""
+mostly_once = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in LAST_OF_FAMILY.values() else pytest.mark.slow, id=case.name)
+        for case in CASES
+    ],
+)
 
 
 @contextmanager
@@ -369,7 +378,7 @@ def assert_same(found: Mapping[str, NDArray[np.int_]], wanted: Mapping[str, NDAr
     assert all(np.abs(found[unit] - wanted[unit]).max() <= 1 for unit in wanted)
 
 
-@everywhere
+@mostly_once
 def test_runs_go_on_after_a_stop_and_come_in_shards_and_batches_of_any_size(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

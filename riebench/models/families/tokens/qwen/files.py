@@ -13,7 +13,7 @@ PRESETS: tuple[Preset, ...] = (
     Preset("qwen-image", "Qwen/Qwen-Image", _REVISION, 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
            "50 steps, true guidance 4 by two calls a step; Apache 2.0.", family="qwen"),
 )  # fmt: skip
-"""The model that makes pictures from text; no commit of it is known here, so the newest one is taken."""
+"""The model that makes pictures from text."""
 
 REPOSITORIES = ("Qwen/Qwen-Image",)
 """Beginning of the hub ids of the official models."""

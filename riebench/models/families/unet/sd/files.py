@@ -7,17 +7,21 @@ from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "StableDiffusionPipeline"
 
+_SD15 = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+_SD21 = "5cae40e6a2745ae2b01ad92ae5043f95f23644d6"
+_TURBO = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
+
 PRESETS: tuple[Preset, ...] = (
-    Preset("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5", None, 50, 7.5, 512, "float16", DEFAULT_SCORER, None,
+    Preset("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5", _SD15, 50, 7.5, 512, "float16", DEFAULT_SCORER, None,
            "50 steps of DDIM (in place of PNDM, whose first step takes two calls) with guidance 7.5; CreativeML Open "
            "RAIL-M; a copy of the repository that its publisher withdrew.", family="sd"),
-    Preset("sd21", "stabilityai/stable-diffusion-2-1", None, 50, 7.5, 768, "float16", DEFAULT_SCORER, None,
+    Preset("sd21", "stabilityai/stable-diffusion-2-1", _SD21, 50, 7.5, 768, "float16", DEFAULT_SCORER, None,
            "768 px, v-prediction, 50 steps of DDIM with guidance 7.5; CreativeML Open RAIL++-M; if its publisher has "
            "withdrawn the repository, give a copy's hub id or folder.", family="sd"),
-    Preset("sd-turbo", "stabilityai/sd-turbo", None, 4, 0.0, 512, "float16", DEFAULT_SCORER, None,
+    Preset("sd-turbo", "stabilityai/sd-turbo", _TURBO, 4, 0.0, 512, "float16", DEFAULT_SCORER, None,
            "1 to 4 steps without guidance; Stability AI Community License.", family="sd"),
 )  # fmt: skip
-"""Three models that were published; their newest commits, since none is pinned."""
+"""Three models that were published, at commits that several independent projects name."""
 
 REPOSITORIES = (
     "stable-diffusion-v1-5/", "runwayml/stable-diffusion-v1", "CompVis/stable-diffusion-v1",
