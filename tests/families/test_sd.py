@@ -259,10 +259,10 @@ def test_blocks_are_listed_and_missing_weights_are_named_without_a_network(
     assert [one["name"] for one in shown["blocks"] if one["kind"] == "attention"] == list(BLOCKS)
     assert {one["name"] for one in shown["blocks"] if one["usual"]} == {"down.2.1", "mid.0", "up.1.1", "up.1.2"}
     doctor = command("doctor", "no_edit", "--suite", "sdxl", "--model", "sd15", "--offline")
-    command = (
+    wanted = (
         "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --revision 451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
     )
-    assert f"{command} --include" in " ".join(doctor.stdout.split())
+    assert f"{wanted} --include" in " ".join(doctor.stdout.split())
     for repo, words in (
         ("stabilityai/stable-diffusion-2-inpainting", "is an inpainting model"),
         ("stabilityai/stable-diffusion-xl-refiner-1.0", "is the SDXL refiner"),
