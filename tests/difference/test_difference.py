@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from riebench.cli.main import app
 from riebench.difference.causes import CAUSES, causes, shared_units
 from riebench.difference.job import Difference, explain
+from riebench.difference.recompute import agrees
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.jobs.run import produce
@@ -61,9 +62,9 @@ def test_the_first_cause_is_named_and_the_numbers_meet_once_it_is_exchanged(firs
     assert differing(found)[:2] == ["steps", "method configuration"] and "features" in differing(found)
     assert [step.name for step in found.steps] == ["", "steps", "method configuration"]
     begin, between, end = found.steps
-    assert begin.to_first is not None and begin.to_first <= 1 < begin.to_second  # type: ignore[operator]
-    assert between.to_first > 1 and between.to_second > 1  # type: ignore[operator]
-    assert end.to_second is not None and end.to_second <= 1
+    assert agrees(begin.to_first) and not agrees(begin.to_second)
+    assert not agrees(between.to_first) and not agrees(between.to_second) and between.problem is None
+    assert agrees(end.to_second)
     assert "The first thing that differs is: steps (4 there, 2 here)" in found.sentence
     assert found.sentence.endswith("they meet once steps and method configuration are as in the second run.")
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens import autoencoder
 
 BRAND = "FLUX"
@@ -63,22 +62,6 @@ def guidance_embeds(folder: Path) -> bool:
     return bool(read_json(folder / CONFIGS["transformer"]).get("guidance_embeds", False))
 
 
-def check_configs(folder: Path, shown: str) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
-
-    Args:
-        folder: in diffusers' layout.
-        shown: what the user called it.
-
-    Raises:
-        RiebenchError: in one line, naming file and key.
-    """
-    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs):
-        raise RiebenchError(f"{shown}: {problem}")
-
-
 def check_autoencoder(config: Config, shown: str, file: str = CONFIGS["vae"]) -> None:
     """Refuse an autoencoder that does not turn FLUX's latents into colour pictures.
 
@@ -99,7 +82,6 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     Args:
         configs: component -> its configuration.
     """
-    yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(configs["vae"], BRAND))
     yield from _widths(configs)

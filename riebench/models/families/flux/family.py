@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class FluxFamily(TokenFamily):
     denoiser_class = "FluxTransformer2DModel"
     names = FluxNames()
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
+    packed = True
     config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
     networks_of_parts: Mapping[str, NetworkClass] = {
@@ -58,9 +60,9 @@ class FluxFamily(TokenFamily):
     step_text_arguments: Mapping[str, str] = {"pooled_prompt_embeds": "pooled_projections"}
     refused_methods = files.REFUSED_METHODS
 
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown)
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs)
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
         """Return noise levels at equal distances, and a shift for schedules that take one."""
@@ -153,24 +155,6 @@ class FluxFamily(TokenFamily):
         from riebench.models.families.flux import pipeline
 
         return pipeline.call_options(spec)
-
-    def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
-        """Return packed latents as pictures."""
-        from riebench.models.families.tokens import autoencoder
-
-        return autoencoder.unpack_latents(latents)
-
-    def pack_latents(self, latents: Tensor) -> Tensor:
-        """Return latents in patches of 2 by 2."""
-        from riebench.models.families.tokens import autoencoder
-
-        return autoencoder.pack_latents(latents)
-
-    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """Decode packed latents in the autoencoder's number format."""
-        from riebench.models.families.tokens import autoencoder
-
-        return autoencoder.decode(pipe.vae, autoencoder.unpack_latents(latents))
 
 
 FAMILY = FluxFamily()

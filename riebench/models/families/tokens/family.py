@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.errors import RiebenchError
 from riebench.models.families.base import EditingTask, Family
 from riebench.models.families.blocks import Site
-from riebench.models.families.folders import check_shapes, check_tensor_names, joined_shapes
+from riebench.models.families.folders import (
+    INDEX,
+    check_index,
+    check_shapes,
+    check_tensor_names,
+    joined_shapes,
+    quantised,
+    read_json,
+)
 from riebench.models.families.sizes import NamedAutoencoder, Shape
 from riebench.models.families.tokens.names import TokenNames
 from riebench.models.families.tokens.weights import AUTOENCODER, NetworkClass, config_shapes
@@ -32,8 +41,10 @@ class TokenFamily(Family):
         names: of its blocks, from a table.
         brand: short name of the family, for messages.
         configs: component -> the file that describes it.
+        classes: component -> names of its class, the usual one first.
         networks_of_parts: part with weights -> class of its network.
         schedulers: schedulers that its pipeline runs with, the usual one first.
+        packed: whether its pipeline carries latents in patches of 2 by 2.
     """
 
     denoiser_part = "transformer"
@@ -44,10 +55,27 @@ class TokenFamily(Family):
     head_width = 128
     brand: str
     configs: Mapping[str, str]
+    classes: Mapping[str, tuple[str, ...]]
     networks_of_parts: Mapping[str, NetworkClass]
     schedulers: tuple[str, ...] = ("FlowMatchEulerDiscreteScheduler",)
+    packed = False
 
     # Files
+
+    @abstractmethod
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations: file, key and reason.
+
+        Args:
+            configs: component -> its configuration; weights that are quantised are refused already.
+        """
+
+    def check_config(self, folder: Path, shown: str) -> None:
+        """Refuse a folder that asks for something that would not be done."""
+        check_index(read_json(folder / INDEX), self.classes, self.brand, shown)
+        configs = {part: read_json(folder / place) for part, place in self.configs.items()}
+        for problem in chain(quantised(configs, self.configs), self.config_problems(configs)):
+            raise RiebenchError(f"{shown}: {problem}")
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
         """Return arguments of `set_timesteps` to try a schedule with.
@@ -200,18 +228,22 @@ class TokenFamily(Family):
     # Latents of an AutoencoderKL that is scaled and shifted
 
     def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
-        """Return latents as they are: most pipelines carry them as pictures."""
-        return latents
-
-    def pack_latents(self, latents: Tensor) -> Tensor:
-        """Return latents as they are."""
-        return latents
-
-    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """Decode latents [B, c, h, w] in the autoencoder's number format."""
+        """Return latents as pictures, as most pipelines carry them."""
         from riebench.models.families.tokens import autoencoder
 
-        return autoencoder.decode(pipe.vae, latents)
+        return autoencoder.unpack_latents(latents) if self.packed else latents
+
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """Return latents as the pipeline carries them."""
+        from riebench.models.families.tokens import autoencoder
+
+        return autoencoder.pack_latents(latents) if self.packed else latents
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents in the autoencoder's number format."""
+        from riebench.models.families.tokens import autoencoder
+
+        return autoencoder.decode(pipe.vae, autoencoder.unpack_latents(latents) if self.packed else latents)
 
     def encode(self, pipe: Any, pixels: Tensor, device: Any) -> Tensor:
         """Encode pictures in the autoencoder's number format."""

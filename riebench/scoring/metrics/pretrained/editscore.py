@@ -8,6 +8,7 @@ one that cannot be read is missing. Suites have no instructions, so one is made 
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -144,7 +145,7 @@ def authors_package() -> Any:
     """
     path = [*sys.path]
     try:
-        import peft  # noqa: F401
+        importlib.import_module("peft")
         from editscore import vie_prompts
         from editscore.mllm_tools import qwen25vl
     except ImportError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +33,6 @@ class CrossAttentionFamily(TokenFamily):
         One that draws noise without a picture's seed is refused, too.
         """
         check_steps(folder, steps, shown, self.brand, self.schedulers, self.schedule_arguments(steps))
-
-    @abstractmethod
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
 
     def update_width(self, denoiser: nn.Module, name: str) -> int:
         """Return the channels of the image tokens."""

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 
 BRAND = "Qwen-Image"
 """Short name of the family, for messages."""
@@ -45,29 +41,12 @@ OTHER_KINDS = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_l
 Config = Mapping[str, Any]
 
 
-def check_configs(folder: Path, shown: str) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
-
-    Args:
-        folder: in diffusers' layout.
-        shown: what the user called it.
-
-    Raises:
-        RiebenchError: in one line, naming file and key.
-    """
-    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs):
-        raise RiebenchError(f"{shown}: {problem}")
-
-
 def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     """Yield what speaks against configurations: file, key and reason.
 
     Args:
         configs: component -> its configuration.
     """
-    yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(configs["vae"]))
     transformer, text = configs["transformer"], configs["text_encoder"]

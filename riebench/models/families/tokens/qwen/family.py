@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class QwenImageFamily(TokenFamily):
     denoiser_class = "QwenImageTransformer2DModel"
     names = shape.NAMES
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
+    packed = True
     config_files = tuple(configuration.CONFIGS.values())
     networks_of_parts: Mapping[str, NetworkClass] = {
         "transformer": NetworkClass("QwenImageTransformer2DModel"),
@@ -59,9 +61,9 @@ class QwenImageFamily(TokenFamily):
     step_text_arguments: Mapping[str, str] = {"prompt_embeds_mask": "encoder_hidden_states_mask"}
     refused_methods = files.REFUSED_METHODS
 
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown)
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs)
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
         """Return noise levels at equal distances, and a shift for schedules that take one."""
@@ -143,18 +145,6 @@ class QwenImageFamily(TokenFamily):
         from riebench.models.families.tokens.qwen import pipeline
 
         return pipeline.call_options(spec)
-
-    def unpack_latents(self, latents: Tensor, size: int) -> Tensor:
-        """Return packed latents as pictures."""
-        from riebench.models.families.tokens import autoencoder
-
-        return autoencoder.unpack_latents(latents)
-
-    def pack_latents(self, latents: Tensor) -> Tensor:
-        """Return latents in patches of 2 by 2."""
-        from riebench.models.families.tokens import autoencoder
-
-        return autoencoder.pack_latents(latents)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         """Decode packed latents in the autoencoder's number format."""

@@ -7,11 +7,8 @@ is obeyed: networks, schedule and tokenizers are built by diffusers and transfor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 from riebench.models.families.tokens import autoencoder
 
 BRAND = "Stable Diffusion 3"
@@ -48,29 +45,12 @@ CLIP_TOKENS, T5_TOKENS = 77, 256
 Config = Mapping[str, Any]
 
 
-def check_configs(folder: Path, shown: str) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
-
-    Args:
-        folder: in diffusers' layout.
-        shown: what the user called it.
-
-    Raises:
-        RiebenchError: in one line, naming file and key.
-    """
-    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs):
-        raise RiebenchError(f"{shown}: {problem}")
-
-
 def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     """Yield what speaks against configurations: file, key and reason.
 
     Args:
         configs: component -> its configuration.
     """
-    yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(configs["vae"], BRAND))
     yield from _widths(configs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Sd3Family(TokenFamily):
     denoiser_class = "SD3Transformer2DModel"
     names = NAMES
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
     config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
     networks_of_parts: Mapping[str, NetworkClass] = {
@@ -59,9 +60,9 @@ class Sd3Family(TokenFamily):
     refused_methods = files.REFUSED_METHODS
     head_width = 64
 
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown)
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs)
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
         """Return a shift for schedules that take one; the published ones have their own."""

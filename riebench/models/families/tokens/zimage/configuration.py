@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens import autoencoder
 
 BRAND = "Z-Image"
@@ -51,21 +51,18 @@ def filled(tokens: int) -> int:
     return tokens + -tokens % MULTIPLE
 
 
-def check_configs(folder: Path, shown: str) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
+def check_chat_template(folder: Path, shown: str) -> None:
+    """Refuse a folder that does not say how prompts become chat messages.
 
     Args:
         folder: in diffusers' layout.
         shown: what the user called it.
 
     Raises:
-        RiebenchError: in one line, naming file and key.
+        RiebenchError: in one line, naming both files that could say so.
     """
-    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs):
-        raise RiebenchError(f"{shown}: {problem}")
-    if not configs["tokenizer"].get("chat_template") and not (folder / CHAT_TEMPLATE).is_file():
+    config = read_json(folder / CONFIGS["tokenizer"])
+    if not config.get("chat_template") and not (folder / CHAT_TEMPLATE).is_file():
         raise RiebenchError(
             f"{shown}: {CONFIGS['tokenizer']} holds no chat_template and {CHAT_TEMPLATE} is missing; {BRAND}'s "
             "pipeline writes prompts as chat messages: download the folder again"
@@ -92,7 +89,6 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     Args:
         configs: component -> its configuration.
     """
-    yield from quantised(configs, CONFIGS)
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(configs["vae"], BRAND))
     yield from _widths(configs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class ZImageFamily(TokenFamily):
     denoiser_class = "ZImageTransformer2DModel"
     names = ZImageNames()
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
     config_files = tuple(configuration.CONFIGS.values())
     networks_of_parts: Mapping[str, NetworkClass] = {
         "transformer": NetworkClass("ZImageTransformer2DModel"),
@@ -61,9 +62,17 @@ class ZImageFamily(TokenFamily):
     step_text_names = ("prompt_embeds",)
     refused_methods = files.REFUSED_METHODS
 
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs)
+
     def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown)
+        """Refuse a folder that asks for something that would not be done.
+
+        One that does not say how prompts become chat messages is refused, too.
+        """
+        super().check_config(folder, shown)
+        configuration.check_chat_template(folder, shown)
 
     def schedule_arguments(self, steps: int) -> Mapping[str, Any]:
         """Return noise levels at equal distances, and a shift for schedules that take one."""

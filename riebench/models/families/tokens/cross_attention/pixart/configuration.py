@@ -7,11 +7,8 @@ is obeyed: networks, schedule and tokenizer are built by diffusers and transform
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 from riebench.models.families.tokens import autoencoder
 
 BRAND = "PixArt-Sigma"
@@ -39,22 +36,6 @@ SIDE = 128
 Config = Mapping[str, Any]
 
 
-def check_configs(folder: Path, shown: str) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
-
-    Args:
-        folder: in diffusers' layout.
-        shown: what the user called it.
-
-    Raises:
-        RiebenchError: in one line, naming file and key.
-    """
-    check_index(read_json(folder / INDEX), CLASSES, BRAND, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs):
-        raise RiebenchError(f"{shown}: {problem}")
-
-
 def check_autoencoder(config: Config, shown: str, file: str) -> None:
     """Refuse an autoencoder that does not turn PixArt's latents into pictures.
 
@@ -75,7 +56,6 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     Args:
         configs: component -> its configuration.
     """
-    yield from quantised(configs, CONFIGS)
     transformer, vae = configs["transformer"], configs["vae"]
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(transformer))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(_unshifted(vae), BRAND))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class PixArtFamily(CrossAttentionFamily):
     denoiser_class = "PixArtTransformer2DModel"
     names = PIXART_NAMES
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
     config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
     networks_of_parts: Mapping[str, NetworkClass] = {
@@ -54,9 +55,9 @@ class PixArtFamily(CrossAttentionFamily):
     refused_methods = files.REFUSED_METHODS
     head_width = 72
 
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown)
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs)
 
     def check_autoencoder_config(self, folder: Path, shown: str) -> None:
         """Refuse a folder that is no autoencoder of four channels."""

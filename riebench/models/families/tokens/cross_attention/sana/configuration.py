@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import INDEX, check_index, quantised, read_json
 
 BRAND, SPRINT_BRAND = "SANA", "SANA-Sprint"
 """Short names of the families, for messages."""
@@ -38,24 +36,6 @@ DEPTH = 6
 """Levels of the autoencoder where a file is silent."""
 
 Config = Mapping[str, Any]
-
-
-def check_configs(folder: Path, shown: str, *, sprint: bool) -> None:
-    """Refuse a folder whose files ask for something that would not be done.
-
-    Args:
-        folder: in diffusers' layout.
-        shown: what the user called it.
-        sprint: whether it is a SANA-Sprint.
-
-    Raises:
-        RiebenchError: in one line, naming file and key.
-    """
-    brand = SPRINT_BRAND if sprint else BRAND
-    check_index(read_json(folder / INDEX), CLASSES, brand, shown)
-    configs = {part: read_json(folder / place) for part, place in CONFIGS.items()}
-    for problem in problems(configs, brand):
-        raise RiebenchError(f"{shown}: {problem}")
 
 
 def check_autoencoder(config: Config, shown: str, file: str) -> None:
@@ -86,7 +66,6 @@ def problems(configs: Mapping[str, Config], brand: str) -> Iterator[str]:
         configs: component -> its configuration.
         brand: short name of the family; those of SANA-Sprint are told the guidance scale.
     """
-    yield from quantised(configs, CONFIGS)
     transformer, vae = configs["transformer"], configs["vae"]
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(transformer, brand))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(vae))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class SanaFamily(CrossAttentionFamily):
     denoiser_class = "SanaTransformer2DModel"
     names = SANA_NAMES
     configs = configuration.CONFIGS
+    classes = configuration.CLASSES
     config_files = tuple(configuration.CONFIGS.values())
     parts = shape.PARTS
     networks_of_parts: Mapping[str, NetworkClass] = {
@@ -55,9 +56,9 @@ class SanaFamily(CrossAttentionFamily):
     refused_methods = files.REFUSED_METHODS
     head_width = 112
 
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown, sprint=False)
+    def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what speaks against configurations."""
+        return configuration.problems(configs, self.brand)
 
     def check_autoencoder_config(self, folder: Path, shown: str) -> None:
         """Refuse a folder that is no DC-AE of thirty-two channels."""
@@ -151,10 +152,6 @@ class SprintFamily(SanaFamily):
     other_repositories: Mapping[str, str] = {}
     repositories = files.SPRINT_REPOSITORIES
     refused_methods = files.SPRINT_REFUSED_METHODS
-
-    def check_config(self, folder: Path, shown: str) -> None:
-        """Refuse a folder that asks for something that would not be done."""
-        configuration.check_configs(folder, shown, sprint=True)
 
     def check_schedule(self, folder: Path, steps: int, shown: str) -> None:
         """Refuse a folder whose schedule is not that of consistency models."""
