@@ -25,6 +25,8 @@ from riebench.tasks.suites import load_suite
 
 Timer = Callable[[], float]
 """Seconds since some moment."""
+TRAINED = ("lora_slider", "reft_r1", "mean_direction", "probe_direction", "text_direction", "sae_fixed")
+"""Methods that are trained through the denoiser."""
 
 
 @dataclass
@@ -180,7 +182,8 @@ def random_clip(name: str) -> LoadedClip:
 def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tuple[Setting, ...]]:
     """Return examples of the toy suite and settings of its sweep.
 
-    They are the first so many examples, spread over the categories.
+    They are the first so many examples, spread over the categories. Methods that are trained through the denoiser are
+    left out: their calls take gradients, which no bare call of the run does.
     """
     tasks = load_suite("toy")
     each, more = divmod(examples, len(tasks))
@@ -190,4 +193,5 @@ def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tu
         for task, count in zip(tasks, counts, strict=True)
         if count
     ]
-    return chosen, load_settings("toy", names, "sweep")
+    settings = load_settings("toy", names, "sweep")
+    return chosen, tuple(setting for setting in settings if setting.method not in TRAINED)

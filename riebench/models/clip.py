@@ -98,7 +98,7 @@ SCORERS: dict[str, ClipSpec] = {
     "clip-l14": ClipSpec(
         "ViT-L-14-quickgelu", "openai", "QuickGELU", revision="18d0535469bb561bf468d76c1d73aa35156c922b"
     ),
-    "siglip2-b16": ClipSpec("ViT-B-16-SigLIP2", "webli"),
+    "siglip2-b16": ClipSpec("ViT-B-16-SigLIP2", "webli", revision="eee10eff6dd8cabae2d7f379d4e8cfcd352030aa"),
     "dfn-l14": ClipSpec("ViT-L-14-quickgelu", "dfn2b", "QuickGELU"),
 }
 """Scorers by short name.

@@ -25,6 +25,7 @@ from riebench.jobs.request import RunRequest
 from riebench.registry import METRICS, NETWORKS
 from riebench.scoring.metrics.base import Sample
 from riebench.scoring.metrics.networks import NetworkOptions, Networks
+from riebench.scoring.metrics.pretrained.dino import DINOV2
 from riebench.scoring.metrics.pretrained.dreamsim import unpack
 from riebench.scoring.metrics.pretrained.files import HubModel
 from riebench.scoring.metrics.pretrained.preference import load_hps
@@ -199,12 +200,20 @@ def in_hub(cache: Path, repository: str, folder: Path, commit: str) -> None:
 
 
 def test_what_measured_is_named_with_its_commit_or_hash(weights: dict[str, Path], empty_hub: Path) -> None:
-    in_hub(empty_hub, "facebook/dinov2-base", weights["dinov2"], "ab" * 20)
-    identity = NETWORKS.get("dinov2").identity
-    assert identity(NetworkOptions()) == "facebook/dinov2-base@abababababab"
-    assert NETWORKS.get("dinov2").load(Networks(offline=True)).details["revision"] == "ab" * 20
+    commit, identity = "f9e44c814b77203eaa57a6bdbbd535f21ede1415", NETWORKS.get("dinov2").identity
+    in_hub(empty_hub, "facebook/dinov2-base", weights["dinov2"], commit)
+    assert identity(NetworkOptions()) == f"facebook/dinov2-base@{commit[:12]}"
+    assert NETWORKS.get("dinov2").load(Networks(offline=True)).details["revision"] == commit
     local = identity(NetworkOptions(weights=weights))
     assert local.startswith("dinov2-base@") and local != identity(NetworkOptions(weights={"dinov2": weights["dinov3"]}))
+
+
+def test_another_commit_than_the_pinned_one_does_not_measure(weights: dict[str, Path], empty_hub: Path) -> None:
+    in_hub(empty_hub, "facebook/dinov2-base", weights["dinov2"], "ab" * 20)
+    with pytest.raises(MetricError, match=r"hf download facebook/dinov2-base --revision f9e44c8"):
+        NETWORKS.get("dinov2").load(Networks(offline=True))
+    unpinned = HubModel("other", "facebook/dinov2-base", DINOV2.beside)
+    assert unpinned.identity(NetworkOptions()) == "facebook/dinov2-base@abababababab"
 
 
 def test_weights_in_several_files_are_found_by_their_index(weights: dict[str, Path], empty_hub: Path) -> None:

@@ -236,9 +236,8 @@ def test_sdxl_is_scored_by_both_scorers_of_its_preset_each_with_an_interval(
     for (model, tag, repository), config in configs.items():
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, model, config)
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, model, {tag: {**TRAINING, "hf_hub": f"{repository}/"}})
-        snapshot = in_cache(cache, repository)
-        if tag == "openai":
-            snapshot = snapshot.with_name(str(SCORERS["clip-l14"].revision))
+        scorer = SCORERS["clip-l14" if tag == "openai" else "siglip2-b16"]
+        snapshot = in_cache(cache, repository).with_name(str(scorer.revision))
         snapshot.mkdir(parents=True)
         tiny_clip_folder(snapshot)
         write_weights(config, snapshot / HUB_NAMES[0])

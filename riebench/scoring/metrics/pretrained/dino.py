@@ -19,8 +19,10 @@ from riebench.scoring.metrics.pretrained.files import HubModel, load_model, load
 from riebench.scoring.metrics.structure import DinoKeys
 
 PROCESSOR = ("preprocessor_config.json",)
-DINOV2 = HubModel("dinov2", "facebook/dinov2-base", PROCESSOR)
-DINOV3 = HubModel("dinov3", "facebook/dinov3-vitb16-pretrain-lvd1689m", PROCESSOR)
+DINOV2 = HubModel("dinov2", "facebook/dinov2-base", PROCESSOR, revision="f9e44c814b77203eaa57a6bdbbd535f21ede1415")
+DINOV3 = HubModel(
+    "dinov3", "facebook/dinov3-vitb16-pretrain-lvd1689m", PROCESSOR, revision="3a0fa61ff39414e2d3be4a1d50c7dfbf459aa8b8"
+)
 """DINOv3 is gated: its licence has to be accepted on the hub before it can be fetched."""
 BATCH = 16
 """Largest number of pictures that a network sees at a time."""

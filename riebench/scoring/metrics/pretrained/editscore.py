@@ -32,7 +32,10 @@ from riebench.scoring.metrics.pretrained.files import (
 
 NAME = "editscore"
 PROCESSOR = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-BASE = HubModel(NAME, "Qwen/Qwen2.5-VL-7B-Instruct", PROCESSOR, (INDEX, WEIGHTS))
+BASE = HubModel(
+    NAME, "Qwen/Qwen2.5-VL-7B-Instruct", PROCESSOR, (INDEX, WEIGHTS),
+    revision="cc594898137f460bfe9f0759e9844b3ce807cfb5",
+)  # fmt: skip
 ADAPTER = HubModel(NAME, "EditScore/EditScore-7B", weights=("adapter_model.safetensors",), config="adapter_config.json")
 """What the authors' training adds to the model (LoRA)."""
 INSTRUCTION = 'Change the image of "{source}" into one of "{target}".'

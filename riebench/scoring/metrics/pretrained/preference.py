@@ -21,14 +21,18 @@ from riebench.scoring.metrics.pretrained.files import HubModel, load_model, load
 from riebench.utils.files import file_sha256
 from riebench.utils.weights import check_weights_file
 
-PICKSCORE = HubModel("pickscore", "yuvalkirstain/PickScore_v1", weights=("model.safetensors", "pytorch_model.bin"))
+PICKSCORE = HubModel(
+    "pickscore", "yuvalkirstain/PickScore_v1", weights=("model.safetensors", "pytorch_model.bin"),
+    revision="a4e4367c6dfa7288a00c550414478f865b875800",
+)  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 PICKSCORE_PROCESSOR = HubModel(
-    "pickscore", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", PROCESSOR_FILES[1:], (PROCESSOR_FILES[0],), config=""
-)
+    "pickscore", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", PROCESSOR_FILES[1:], (PROCESSOR_FILES[0],),
+    revision="1c2b8495b28150b8a4922ee1c8edee224c284c0c", config="",
+)  # fmt: skip
 """The processor that PickScore's authors name; a local folder may hold these files itself."""
 HPS_FILE = "HPS_v2.1_compressed.pt"
-HPS = HubModel("hps", "xswu/HPSv2", weights=(HPS_FILE,), config="")
+HPS = HubModel("hps", "xswu/HPSv2", weights=(HPS_FILE,), revision="697403c78157020a1ae59d23f111aa58ced35b0a", config="")
 HPS_MODEL, HPS_TAG = "ViT-H-14", "laion2b_s32b_b79k"
 """open_clip's names of the architecture, and of the training whose picture statistics HPS was trained with."""
 LARGEST = 100.0

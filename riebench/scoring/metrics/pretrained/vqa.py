@@ -33,7 +33,10 @@ YES, NO = "Yes", "No"
 PROCESSOR = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 TEMPLATES = ("chat_template.json", "chat_template.jinja", "video_preprocessor_config.json", "generation_config.json")
 """Further files of the processor and the model, of which a release has some."""
-MODEL = HubModel("vqa", "Qwen/Qwen3-VL-2B-Instruct", PROCESSOR, (WEIGHTS, INDEX), optional=TEMPLATES)
+MODEL = HubModel(
+    "vqa", "Qwen/Qwen3-VL-2B-Instruct", PROCESSOR, (WEIGHTS, INDEX),
+    revision="89644892e4d85e24eaac8bacfd4f463576704203", optional=TEMPLATES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from riebench.models.spec import DEFAULT_SCORER, Preset
 PIPELINE = "ZImagePipeline"
 
 _TURBO = "f332072aa78be7aecdf3ee76d5c247082da564a6"
+_BASE = "04cc4abb7c5069926f75c9bfde9ef43d49423021"
 
 PRESETS: tuple[Preset, ...] = (
     Preset("z-image-turbo", "Tongyi-MAI/Z-Image-Turbo", _TURBO, 8, 0.0, 1024, "bfloat16", DEFAULT_SCORER, None,
            "8 steps without guidance; Apache 2.0.", family="zimage"),
-    Preset("z-image", "Tongyi-MAI/Z-Image", None, 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
+    Preset("z-image", "Tongyi-MAI/Z-Image", _BASE, 50, 4.0, 1024, "bfloat16", DEFAULT_SCORER, None,
            "50 steps, guidance 4 as Z-Image's pipeline counts it (0 is none); Apache 2.0.", family="zimage"),
 )  # fmt: skip
-"""The two models that make pictures from text; no commit of Z-Image is known here, so its newest is taken."""
+"""The two models that make pictures from text."""
 
 REPOSITORIES = ("Tongyi-MAI/Z-Image",)
 """Beginning of the hub ids of the official models."""

@@ -1,7 +1,4 @@
-"""PixArt-Sigma's official models: presets, and relatives of another kind.
-
-Their revisions are not pinned, since they were not at hand: a run takes the newest and records its commit.
-"""
+"""PixArt-Sigma's official models: presets, and relatives of another kind."""
 
 from __future__ import annotations
 
@@ -13,17 +10,19 @@ PIPELINE = "PixArtSigmaPipeline"
 STEPS, GUIDANCE = 20, 4.5
 
 
-def _preset(name: str, repository: str, size: int, notes: str) -> Preset:
+def _preset(name: str, repository: str, revision: str, size: int, notes: str) -> Preset:
     return Preset(
-        name, f"PixArt-alpha/{repository}", None, STEPS, GUIDANCE, size, "bfloat16", DEFAULT_SCORER, None, notes,
+        name, f"PixArt-alpha/{repository}", revision, STEPS, GUIDANCE, size, "bfloat16", DEFAULT_SCORER, None, notes,
         family="pixart",
     )  # fmt: skip
 
 
 PRESETS: tuple[Preset, ...] = (
-    _preset("pixart-sigma", "PixArt-Sigma-XL-2-1024-MS", 1024, "20 steps at guidance 4.5."),
-    _preset("pixart-sigma-512", "PixArt-Sigma-XL-2-512-MS", 512, "512 px, 20 steps at guidance 4.5."),
-)
+    _preset("pixart-sigma", "PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207", 1024,
+            "20 steps at guidance 4.5."),
+    _preset("pixart-sigma-512", "PixArt-Sigma-XL-2-512-MS", "76fb7eb5a9314bc1e4e479d2f13447517fca9be4", 512,
+            "512 px, 20 steps at guidance 4.5."),
+)  # fmt: skip
 """The models for two sizes of pictures."""
 
 REPOSITORIES = ("PixArt-alpha/PixArt-Sigma",)

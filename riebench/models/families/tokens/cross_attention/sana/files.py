@@ -1,6 +1,6 @@
 """SANA's official models: presets, and relatives of another kind.
 
-Their revisions are not pinned, since they were not at hand: a run takes the newest and records its commit.
+Revisions of SANA-Sprint are not pinned, since they were not at hand: a run takes the newest and records its commit.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ OWNER = "Efficient-Large-Model"
 STEPS, GUIDANCE, SPRINT_STEPS = 20, 4.5, 2
 
 
-def _preset(name: str, repository: str, size: int, notes: str) -> Preset:
+def _preset(name: str, repository: str, revision: str, size: int, notes: str) -> Preset:
     return Preset(
-        name, f"{OWNER}/{repository}", None, STEPS, GUIDANCE, size, "bfloat16", DEFAULT_SCORER, None, notes,
+        name, f"{OWNER}/{repository}", revision, STEPS, GUIDANCE, size, "bfloat16", DEFAULT_SCORER, None, notes,
         family="sana",
     )  # fmt: skip
 
 
 PRESETS: tuple[Preset, ...] = (
-    _preset("sana", "Sana_1600M_1024px_BF16_diffusers", 1024, "1.6B parameters, 20 steps at guidance 4.5."),
-    _preset("sana-512", "Sana_1600M_512px_diffusers", 512, "1.6B parameters at 512 px, 20 steps at guidance 4.5."),
-    _preset("sana-0.6b", "Sana_600M_1024px_diffusers", 1024, "0.6B parameters, 20 steps at guidance 4.5."),
-    _preset("sana-0.6b-512", "Sana_600M_512px_diffusers", 512, "0.6B parameters at 512 px, 20 steps at guidance 4.5."),
-)
+    _preset("sana", "Sana_1600M_1024px_BF16_diffusers", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730", 1024,
+            "1.6B parameters, 20 steps at guidance 4.5."),
+    _preset("sana-512", "Sana_1600M_512px_diffusers", "e58e81ec2dc4faf305122872313884df3afeffa8", 512,
+            "1.6B parameters at 512 px, 20 steps at guidance 4.5."),
+    _preset("sana-0.6b", "Sana_600M_1024px_diffusers", "b3ddc862873249650ed9f6ba90e92ede3083bb0d", 1024,
+            "0.6B parameters, 20 steps at guidance 4.5."),
+    _preset("sana-0.6b-512", "Sana_600M_512px_diffusers", "83d7a190bfd1fd070570a793d2dab5c7a3231b9d", 512,
+            "0.6B parameters at 512 px, 20 steps at guidance 4.5."),
+)  # fmt: skip
 """The models of two sizes for two sizes of pictures."""
 
 
