@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,25 @@ def test_the_conclusions_follow_the_numbers(world: JudgedResults, tmp_path: Path
     ranks, pairs, sign = conclusions(Findings(read(tmp_path / "inverted")))
     assert "fails the bar of 0.8" in ranks and "no better than chance" in pairs
     assert "since 100 [100, 100] % of the pictures" in sign
+
+
+@pytest.mark.parametrize(("shared", "verdict"), [(True, "do not see through it"), (False, "see no more than is true")])
+def test_a_choice_by_the_scorer_is_judged_by_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool, verdict: str
+) -> None:
+    monkeypatch.setattr(import_module("riebench.analysis.standings.entries"), "MIN_LEVELS", len(LEVELS))
+
+    def scores(rng: random.Random, target: float, kept: float, strength: float) -> dict[str, float]:
+        # Every edit reaches its target. Both scorers err alike, or the second one knows the truth.
+        error = rng.gauss(0, 0.2)
+        gains = {"clip_gain": 0.1 * target + error, "clip_gain_2": 0.1 * target + (error if shared else 0.0)}
+        return {**planted(rng, target, kept, strength), **gains, "lpips": 0.05 * strength}
+
+    add_run(tmp_path, "sweep", target=1.0, examples=30, scores=scores)
+    add_run(tmp_path, "target_prompt", target=1.0, examples=30, method="target_prompt", scores=scores)
+    found = conclusions(Findings(read(tmp_path)))
+    assert len(found) == 4
+    assert verdict in found[-1] and "those of `sweep` are chosen" in found[-1]
 
 
 def test_planted_scores_are_seen_as_what_they_are(world: JudgedResults) -> None:

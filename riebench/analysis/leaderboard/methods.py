@@ -54,7 +54,8 @@ SCORE_CONTROL_WORDS = {
     ),
     BEST_STRENGTH: (
         f"The control whose name ends in {BEST_STRENGTH} is a stored sweep of the SAE whose edit strength is chosen "
-        "for each example and budget by the first scorer's own number, which methods may not do."
+        "for each example and budget by the first scorer's own number. It has no rank, since no second scorer sees "
+        "through that: a method that looks at a scorer is not compared with others."
     ),
 }
 """Control of the score -> what it is."""

@@ -4,7 +4,7 @@
 all methods of one suite, model and profile and computes a `Standing` for each: what the leaderboard prints of it.
 """
 
-from riebench.analysis.standings.comparison import MethodComparison, Standing
+from riebench.analysis.standings.comparison import LOOKS_AT_SCORER, MethodComparison, Standing
 from riebench.analysis.standings.entries import (
     BEST_STRENGTH,
     CONTROLLED,
@@ -28,7 +28,7 @@ from riebench.analysis.standings.entries import (
 )
 
 __all__ = [
-    "BEST_STRENGTH", "CONTROLLED", "DISTANCE", "ENDS", "GAIN", "KNOB_ENDS", "MIN_EXAMPLES", "MIN_LEVELS", "REFERENCE",
-    "SAME_LEVEL", "SCORE_CONTROLS", "SECOND", "SWEPT", "Entry", "MethodComparison", "ReadFolder", "Standing", "entries",
-    "group_entries", "sae_label", "with_score_controls",
+    "BEST_STRENGTH", "CONTROLLED", "DISTANCE", "ENDS", "GAIN", "KNOB_ENDS", "LOOKS_AT_SCORER", "MIN_EXAMPLES",
+    "MIN_LEVELS", "REFERENCE", "SAME_LEVEL", "SCORE_CONTROLS", "SECOND", "SWEPT", "Entry", "MethodComparison",
+    "ReadFolder", "Standing", "entries", "group_entries", "sae_label", "with_score_controls",
 ]  # fmt: skip

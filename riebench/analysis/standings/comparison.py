@@ -51,6 +51,9 @@ from riebench.analysis.tradeoff import (
 )
 from riebench.tasks.schema import sorted_access
 
+LOOKS_AT_SCORER = "looks at the scorer, which no ranked method may"
+"""Why the control that chooses its edit strengths by the scorer has no rank: two scorers do not see through it."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -439,6 +442,8 @@ class MethodComparison:
             return f"its last edit strength, {end:g}, was not tested"
         if self.least_examples < MIN_EXAMPLES:
             return f"{self.least_examples} of {MIN_EXAMPLES} examples in a category"
+        if entry.method == BEST_STRENGTH:
+            return LOOKS_AT_SCORER
         if self.has_second and entry not in self.second_trade_offs:
             return "not measured by the second scorer, which a rank needs"
         if not self.has_second and entry.method in SCORE_CONTROLS:

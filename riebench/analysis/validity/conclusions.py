@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from riebench.analysis.configurations import EVERYTHING
-from riebench.analysis.standings import GAIN
+from riebench.analysis.standings import BEST_STRENGTH, GAIN, Entry, MethodComparison, with_score_controls
+from riebench.analysis.stats import Estimate
 from riebench.analysis.validity.agreement import sign_rates
 from riebench.analysis.validity.findings import Findings
 from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS, CONFIRMED
@@ -17,8 +18,10 @@ CHANCE = 0.5
 
 
 def conclusions(findings: Findings) -> list[str]:
-    """Return sentences about ranks of methods, pairs of pictures and signs of gains."""
-    return [_rank_sentence(findings), _pair_sentence(findings), _sign_sentence(findings)]
+    """Return sentences about ranks of methods, pairs of pictures, signs of gains, and choices by a scorer."""
+    return [
+        _rank_sentence(findings), _pair_sentence(findings), _sign_sentence(findings), *_choice_sentences(findings)
+    ]  # fmt: skip
 
 
 def _rank_sentence(findings: Findings) -> str:
@@ -67,3 +70,50 @@ def _sign_sentence(findings: Findings) -> str:
         f"without the target have one; only comparisons count (of two pictures the one with the target has the higher "
         f"gain in {reached.text(100, 0)} %)."
     )
+
+
+def _choice_sentences(findings: Findings) -> list[str]:
+    """Say what choosing edit strengths by the scorer does, for each sweep that has such a control."""
+    judged = findings.judged
+    comparison = MethodComparison(
+        with_score_controls(judged.entries), judged.units.replicates, judged.units.generator_seed
+    )
+    places = {(one.name, one.sae, one.block_set): one for one in judged.entries}
+    controls = [one for one in comparison.second_trade_offs if one.method == BEST_STRENGTH]
+    pairs = [(places[one.name.removesuffix(f"_{BEST_STRENGTH}"), one.sae, one.block_set], one) for one in controls]
+    return [
+        _choice_sentence(sweep.name, comparison, sweep, control)
+        for sweep, control in pairs
+        if sweep in comparison.second_trade_offs and sweep.values(TARGET, comparison.examples) is not None
+    ]
+
+
+def _choice_sentence(name: str, comparison: MethodComparison, sweep: Entry, control: Entry) -> str:
+    """Compare a sweep with the control that chooses by the scorer, by both scorers and by the truth."""
+    seen = [comparison.estimate(comparison.shares[entry].replicates) for entry in (sweep, control)]
+    true = [_truth(comparison, entry) for entry in (sweep, control)]
+    more_seen, more_true = (_mean(after) > _mean(before) for before, after in (seen, true))
+    verdict = "do not see through it" if more_seen and not more_true else "see no more than is true"
+    return (
+        f"**Edit strengths chosen by a scorer**: two scorers {verdict}. Where those of {code_span(name)} are chosen "
+        f"for each example by the first scorer's own number, what both scorers confirm goes from {_percent(seen[0])} "
+        f"to {_percent(seen[1])} % of the target prompt's gain, and the share of edits that truly reach their target "
+        f"from {_percent(true[0])} to {_percent(true[1])} %. A method that looks at a scorer gets no rank."
+    )
+
+
+def _truth(comparison: MethodComparison, entry: Entry) -> Estimate:
+    """Return the share of targets reached over the LPIPS budgets, at the strengths that were chosen."""
+    found = comparison.trade_off(entry, TARGET)
+    return Estimate(None, None, None, 0) if found is None else comparison.estimate(found.area.replicates)
+
+
+def _mean(value: Estimate) -> float:
+    return 0.0 if value.mean is None else value.mean
+
+
+def _percent(value: Estimate) -> str:
+    """Return a share in % with its interval."""
+    if value.mean is None or value.low is None or value.high is None:
+        return "–"
+    return f"{100 * value.mean:.0f} [{100 * value.low:.0f}, {100 * value.high:.0f}]"
