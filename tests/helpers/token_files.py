@@ -22,7 +22,7 @@ def part_tensors(folder: Path, part: str) -> Tensors:
 
 def single_file(
     path: Path, folder: Path, family: str, *, prefix: str = "", parts: Iterable[str] = (),
-    change: Callable[[Tensors], object] = lambda tensors: None, dtype: torch.dtype = torch.float32,
+    change: Callable[[Tensors], object] = lambda tensors: None, dtype: torch.dtype | None = torch.float32,
 ) -> Path:  # fmt: skip
     """Writes a tiny model's transformer, and other parts, as one file in the names of the first publication."""
     published = PUBLISHED[family](part_tensors(folder, "transformer"))
@@ -31,7 +31,9 @@ def single_file(
         called = "text_encoder_3" if (family, part) == ("flux", "text_encoder_2") else part
         tensors |= _OTHERS[called](part_tensors(folder, part))
     change(tensors)
-    save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
+    save_file(
+        {name: value.to(dtype or value.dtype).contiguous() for name, value in tensors.items()}, path, {"format": "pt"}
+    )
     return path
 
 

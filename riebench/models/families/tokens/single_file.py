@@ -155,7 +155,7 @@ class FileParts:
         """
         check_wide(file)
         for part, tensors in self._empty(file).items():
-            converted = self._converted(part, tensors, read_json(folder / self.configs[part]), shown)
+            converted = self.converted(part, tensors, read_json(folder / self.configs[part]), shown)
             needed = config_shapes(folder / self.configs[part], self.networks[part])
             self.compare(part, {name: tuple(value.shape) for name, value in converted.items()}, needed, shown)
 
@@ -175,7 +175,6 @@ class FileParts:
             {self.plain_name(part, name): shape for name, shape in shapes.items()} for shapes in (stored, needed)
         )
         config = self.configs[part]
-        check_shapes(have, wanted, config, shown)
         missing, other = sorted(wanted.keys() - have.keys()), sorted(have.keys() - wanted.keys())
         if missing:
             raise RiebenchError(
@@ -186,6 +185,7 @@ class FileParts:
             raise RiebenchError(
                 f"{shown}: the file holds {len(other)} tensors that {config} has no place for, such as {other[0]}"
             )
+        check_shapes(have, wanted, config, shown)
 
     def load(self, file: Path, folder: Path, dtypes: Mapping[str, torch.dtype], shown: str) -> dict[str, nn.Module]:
         """Return part -> its network with the file's weights.
@@ -198,7 +198,7 @@ class FileParts:
         """
         built: dict[str, nn.Module] = {}
         for part, dtype in dtypes.items():
-            converted = self._converted(part, self._stored(file, part), read_json(folder / self.configs[part]), shown)
+            converted = self.converted(part, self._stored(file, part), read_json(folder / self.configs[part]), shown)
             built[part] = self._build(part, converted, folder, dtype)
         return built
 
@@ -210,7 +210,7 @@ class FileParts:
             config: of the transformer.
             shown: what the user called the file.
         """
-        return self._converted(TRANSFORMER, self._stored(file, TRANSFORMER), config, shown)
+        return self.converted(TRANSFORMER, self._stored(file, TRANSFORMER), config, shown)
 
     def counts(self, file: Path) -> dict[str, int]:
         """Return part -> number of its parameters in a file."""
@@ -229,7 +229,7 @@ class FileParts:
         Raises:
             RiebenchError: if the header cannot be read, or is no whole transformer.
         """
-        names = self._converted(TRANSFORMER, self._empty(file)[TRANSFORMER], {}, file.name)
+        names = self.converted(TRANSFORMER, self._empty(file)[TRANSFORMER], {}, file.name)
         return {
             one: len({name.removeprefix(f"{one}.").split(".")[0] for name in names if name.startswith(f"{one}.")})
             for one in lists
@@ -252,7 +252,18 @@ class FileParts:
             names = split(opened.keys(), self.layout)[0].get(part, {})
             return {short: opened.get_tensor(name) for name, short in names.items()}
 
-    def _converted(self, part: str, tensors: Tensors, config: Mapping[str, Any], shown: str) -> Tensors:
+    def converted(self, part: str, tensors: Tensors, config: Mapping[str, Any], shown: str) -> Tensors:
+        """Return the tensors of a part under the names of the network that reads them.
+
+        Args:
+            part: the part.
+            tensors: in the file, without what their names begin with; they may be without memory.
+            config: of the part.
+            shown: what the user called the file.
+
+        Raises:
+            RiebenchError: in one line, if a tensor is missing or nothing reads it.
+        """
         try:
             if part == TRANSFORMER:
                 return self._transformer(tensors, config, shown)
