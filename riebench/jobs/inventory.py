@@ -166,7 +166,7 @@ def _single_file(file: Path, own_autoencoder: bool) -> str:
 
 
 def _config(known: ModelInfo, file: Path, options: ModelOptions) -> Check:
-    """Check what describes a single file, and the parts of a model that it does not hold."""
+    """Check what describes a single file, and the parts that it does not hold."""
     config, dtype = options.config or "", known.spec.dtype
     try:
         parts = other_parts(known.family, file, options)

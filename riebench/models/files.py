@@ -77,7 +77,7 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
 def _fetch_weights(
     repo: str, folder: Path, family: Family, parts: Sequence[str], dtype: str, *, offline: bool
 ) -> None:  # fmt: skip
-    """Bring the weights of some parts of a hub model to the snapshot that holds its configurations."""
+    """Fetch the weights of some parts of a hub model whose configurations are here."""
     if dtype in HALF_DTYPES and family.half_files:
         fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
         if _missing_parts(folder, parts, half=True) == []:
@@ -119,7 +119,9 @@ def config_folder(config: str, family: Family, parts: Sequence[str], dtype: str,
 
 
 def other_parts(family: Family, file: Path, options: ModelOptions) -> tuple[str, ...]:
-    """Return the parts of a model that its single file does not hold, and no option brings.
+    """Return the parts of a model that its single file does not hold.
+
+    Those that an option brings are left out.
 
     Raises:
         RiebenchError: if the file is damaged.
@@ -256,7 +258,7 @@ def check_single_config(family: Family, file: Path, folder: Path, config: str, s
 
 
 def is_described(family: Family, described: Family) -> bool:
-    """Return whether models of one family can describe single files that were taken for another's."""
+    """Return whether a family can describe single files that were taken for another's."""
     return described.name == family.name or described.single_file_marks == family.single_file_marks != ()
 
 

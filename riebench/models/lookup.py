@@ -206,7 +206,7 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
 
 
 def _as_described(place: ModelInfo, config: str | None) -> ModelInfo:
-    """Return a single file's place with what the model that describes it says of family and measures."""
+    """Return a single file's place with the family and measures of what describes it."""
     if place.file is None or config is None:
         return place
     folder, preset = _config_here(config), PRESETS.get(config)

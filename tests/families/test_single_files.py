@@ -31,8 +31,8 @@ from riebench.generation.generator import Generator
 from riebench.jobs.inventory import model_checks
 from riebench.models.families.flux.family import FAMILY as FLUX
 from riebench.models.families.flux.files import PUBLISHED_WIDTH
+from riebench.models.families.single_file import FileParts
 from riebench.models.families.tokens.family import TokenFamily
-from riebench.models.families.tokens.single_file import FileParts
 from riebench.models.loading import LoadedModel, load_model
 from riebench.models.lookup import blocks_of, look_up
 from riebench.models.spec import ModelOptions

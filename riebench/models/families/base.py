@@ -276,7 +276,9 @@ class Family(ABC):
         """
 
     def shape_of_file(self, file: Path, folder: Path | None = None) -> Shape:
-        """Return the measures of a single file; those of the full-size model as far as nothing says more.
+        """Return the measures of a single file.
+
+        They are those of the full-size model as far as nothing says more.
 
         Args:
             file: a safetensors file; it may be damaged.

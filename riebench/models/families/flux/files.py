@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from riebench.models.families.single_file import CLIP_L, T5, WHOLE, FileLayout, Tensors
 from riebench.models.families.sizes import HubFile, ModelDownload
-from riebench.models.families.tokens.single_file import CLIP_L, T5, WHOLE, FileLayout, Tensors
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "FluxPipeline"

@@ -23,9 +23,9 @@ from riebench.models.families.folders import (
     quantised,
     read_json,
 )
+from riebench.models.families.single_file import T5_TABLES, FileLayout, FileParts, check_file
 from riebench.models.families.sizes import NamedAutoencoder, Shape
 from riebench.models.families.tokens.names import TokenNames
-from riebench.models.families.tokens.single_file import T5_TABLES, FileLayout, FileParts, check_file
 from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import AUTOENCODER, NetworkClass, config_shapes
 from riebench.utils.weights import check_wide, tensor_names
@@ -122,7 +122,10 @@ class TokenFamily(Family):
         return T5_TABLES[1] if network == "T5EncoderModel" and name in T5_TABLES else name
 
     def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
-        """Refuse a single file without a transformer of this family; what else it lacks comes from another model."""
+        """Refuse a single file without a transformer of this family.
+
+        What else it lacks comes from another model.
+        """
         if self.file_layout is None:
             why = self.single_file_refusal or f"{self.brand} is read from folders in diffusers' layout"
             raise RiebenchError(f"{name}: {why}; give the model's folder or hub id")
@@ -188,7 +191,9 @@ class TokenFamily(Family):
 
     @abstractmethod
     def described_shape(self, folder: Path) -> TokenShape:
-        """Return the measures that a folder's configurations state; its weights need not be there.
+        """Return the measures that a folder's configurations state.
+
+        Its weights need not be there.
 
         Raises:
             RiebenchError: if a configuration is missing or cannot be read.
@@ -258,7 +263,10 @@ class TokenFamily(Family):
         return tuple(getattr(pipe, part) for part in ("transformer", "vae", *encoders))
 
     def exchange_denoiser(self, pipe: Any, file: Path) -> None:
-        """Put the weights of a file into the transformer, whose configuration stays the model's own."""
+        """Put the weights of a file into the transformer.
+
+        The configuration stays the model's own.
+        """
         self.check_denoiser_file(file)
         parts = self._single_file
         if parts is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from riebench.models.families.single_file import FileLayout
 from riebench.models.families.sizes import ModelDownload
-from riebench.models.families.tokens.single_file import FileLayout
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "QwenImagePipeline"

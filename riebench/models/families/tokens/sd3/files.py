@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from riebench.models.families.tokens.single_file import CLIP_G, CLIP_L, T5, WHOLE, FileLayout
+from riebench.models.families.single_file import CLIP_G, CLIP_L, T5, WHOLE, FileLayout
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "StableDiffusion3Pipeline"

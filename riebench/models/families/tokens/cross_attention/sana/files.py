@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from riebench.models.families.tokens.single_file import FileLayout
+from riebench.models.families.single_file import FileLayout
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE, SPRINT_PIPELINE = "SanaPipeline", "SanaSprintPipeline"

@@ -148,7 +148,7 @@ class FileParts:
         return tuple(part for part in self.networks if part in found)
 
     def check(self, file: Path, folder: Path, shown: str) -> None:
-        """Refuse a file whose tensors are not those that a folder's configurations describe.
+        """Refuse a file whose tensors are not those that a folder describes.
 
         Raises:
             RiebenchError: in one line, naming the first tensor.
