@@ -106,6 +106,18 @@ def test_names_of_diffusers_are_read_in_the_number_formats_of_folders(tmp_path: 
     assert same(made, own(family, "float16")) and made.pipe.vae.dtype == torch.float32
 
 
+@pytest.mark.parametrize("family", [name for name in FOLDERS if name != "flux"])
+def test_diffusers_own_call_reads_the_same(tmp_path: Path, family: str) -> None:
+    """FLUX is left out: diffusers splits its single blocks at the published width alone."""
+    folder, prefix = FOLDERS[family](), "" if family == "qwen" else PREFIX
+    file = single_file(tmp_path / "one.safetensors", folder, family, prefix=prefix)
+    theirs = getattr(diffusers, own(family).family.denoiser_class).from_single_file(
+        str(file), config=str(folder), subfolder="transformer", local_files_only=True
+    )
+    ours = own(family).denoiser.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
+
+
 def whole_sd3(folder: Path) -> Path:
     """A tiny SD3 whose first CLIP is read without its projection, as that of all published models."""
     folder = tiny_sd3_pipeline(folder, pooled=(16, 8))
@@ -123,7 +135,7 @@ def test_a_whole_model_needs_configurations_alone(tmp_path: Path, family: str, d
     file = single_file(tmp_path / "one.safetensors", folder, family, prefix=PREFIX, parts=others, change=add_unread)
     made = load_model(str(file), steps=1, dtype=dtype, options=options(family, described))
     theirs = load_model(str(folder), steps=1, dtype=dtype)
-    assert same(made, theirs) and same_picture(made, theirs)
+    assert same(made, theirs)
     planned = look_up(str(file), options=options(family, described)).shape
     assert planned.parameters == theirs.family.shape_of_folder(folder).parameters
 
@@ -259,7 +271,7 @@ def test_sprint_is_read_under_the_names_of_diffusers(tmp_path: Path) -> None:
     assert look_up(str(file), options=options("sana", folder)).family is made.family
 
 
-@everywhere
+@pytest.mark.parametrize("family", ["flux", "zimage"])
 def test_another_transformer_is_put_into_a_model(tmp_path: Path, family: str) -> None:
     folder = FOLDERS[family]()
     file = single_file(tmp_path / "other.safetensors", folder, family, prefix=PREFIX, change=halve)
@@ -270,9 +282,7 @@ def test_another_transformer_is_put_into_a_model(tmp_path: Path, family: str) ->
 
 
 def halve(tensors: Tensors) -> None:
-    tensors |= {name: value / 2 for name, value in tensors.items() if name.endswith("mlp.0.weight")} or {
-        name: value / 2 for name, value in tensors.items() if "attention.out" in name or "img_mlp" in name
-    }
+    tensors |= {name: value / 2 for name, value in tensors.items() if "attention.out" in name or "img_mlp" in name}
 
 
 def test_files_that_are_no_transformer_alone_are_not_put_into_a_model(tmp_path: Path) -> None:
@@ -372,6 +382,7 @@ def test_doctor_names_what_the_file_does_not_hold(tmp_path: Path, monkeypatch: p
     assert "'vae/*.safetensors'" not in hub.mend and hub.nbytes == 2 * (123_060_480 + 4_762_310_656)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_single_file_is_stored_as_its_own(tmp_path: Path) -> None:
     folder = tiny_zimage_folder()
     file = single_file(tmp_path / "one.safetensors", folder, "zimage", prefix=PREFIX)
@@ -384,5 +395,5 @@ def test_a_run_from_a_single_file_is_stored_as_its_own(tmp_path: Path) -> None:
     done = run(*words)
     assert done.exit_code == 0, done.stderr
     (stored,) = (tmp_path / "runs").rglob("run.json")
-    model = json.loads(stored.read_text())["model"]
+    model = json.loads(stored.read_text())["spec"]["model"]
     assert model["source"] == "one.safetensors" and len(model["revision"]) == 64
