@@ -55,7 +55,7 @@ def load_model(
         size: picture side in pixels.
         single_file_config: for a single file: a preset such as sdxl-turbo, or its model's folder or hub id.
         vae: another autoencoder.
-        unet: another U-Net, a .safetensors file.
+        unet: another U-Net or transformer, a .safetensors file.
         lora: LoRAs added to the weights, FILE or FILE:SCALE.
         offload: weights kept off the GPU: none, model, sequential.
         attention: default, sliced, or one of PyTorch's kernels.

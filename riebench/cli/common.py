@@ -415,7 +415,8 @@ VaeOption = Annotated[
     str | None, typer.Option(help="Another autoencoder: fp16-fix, a folder or a hub id. [default: the model's]")
 ]
 UnetOption = Annotated[
-    str | None, typer.Option(help="Another U-Net for the model: a .safetensors file. [default: the model's]")
+    str | None,
+    typer.Option(help="Another U-Net or transformer for the model: a .safetensors file. [default: the model's]"),
 ]
 LoraOption = Annotated[
     list[str] | None,

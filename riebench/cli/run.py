@@ -425,9 +425,12 @@ model_app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look
 @model_app.command("blocks")
 @friendly
 def model_blocks(
-    model: Annotated[str, typer.Argument(help="Preset, folder or hub id.", autocompletion=completing(known_models))],
+    model: Annotated[
+        str, typer.Argument(help="Preset, folder, single file or hub id.", autocompletion=completing(known_models))
+    ],
     size: SizeOption = None,
     dtype: DtypeOption = None,
+    single_file_config: SingleFileConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List a model's blocks: names, paths, channels, positions and feed-forward units.
@@ -438,7 +441,7 @@ def model_blocks(
     from riebench.models.lookup import look_up
     from riebench.models.spec import ModelOptions
 
-    known = look_up(model, dtype=dtype, options=ModelOptions(size=size))
+    known = look_up(model, dtype=dtype, options=ModelOptions(size=size, config=single_file_config))
     here = known.file is not None or known.folder is not None
     found = list_blocks(known.family, known.shape, known.spec, here=here)
     if as_json:

@@ -23,8 +23,10 @@ from riebench.models.files import (
     check_autoencoder,
     check_folder,
     check_single_file,
+    config_folder,
     family_of_folder,
     hub_folder,
+    other_parts,
     safetensors_file,
     variant,
     weight_files,
@@ -110,9 +112,9 @@ def model_checks(known: ModelInfo, options: ModelOptions) -> list[Check]:
     if known.preset is not None and known.preset.source.startswith(ASSET):
         return [*shipped_checks(), *checks]
     if known.file is not None:
-        checks.append(presence_check(f"configuration for {known.file.name}", lambda: _config(options.config or "")))
-        own = options.vae is None
-        return [presence_check(f"model {name}", lambda: _single_file(known.file or Path(), own)), *checks]
+        file, own = known.file, options.vae is None
+        look = presence_check(f"model {name}", lambda: _single_file(file, own))
+        return [look, _config(known, file, options), *checks]
     if known.repo is None:
         folder = known.folder or Path()
         return [presence_check(f"model {name}", lambda: _model_folder(folder, dtype, str(folder))), *checks]
@@ -137,13 +139,15 @@ def _estimated_bytes(known: ModelInfo) -> int:
     return 0 if known.preset is None or known.family.half_files else HALF * sum(known.shape.parameters.values())
 
 
-def hub_command(family: Family, repo: str, revision: str | None, dtype: str) -> str:
+def hub_command(
+    family: Family, repo: str, revision: str | None, dtype: str, parts: Sequence[str] | None = None
+) -> str:  # fmt: skip
     """Return the line that fetches a model into the hub's cache.
 
-    It fetches the files of one number format and no others.
+    It fetches the files of one number format and no others; of some parts only, if they are named.
     """
     half = dtype in HALF_DTYPES and family.half_files
-    patterns = [*CONFIG_PATTERNS, *weight_patterns(family.parts, half=half)]
+    patterns = [*CONFIG_PATTERNS, *weight_patterns(family.parts if parts is None else parts, half=half)]
     parts = [f"--include '{pattern}'" for pattern in patterns]
     parts += [] if half else [f"--exclude '{pattern}'" for pattern in NOT_FULL]
     return " ".join([f"hf download {repo}", *([f"--revision {revision}"] if revision else []), *parts])
@@ -161,13 +165,30 @@ def _single_file(file: Path, own_autoencoder: bool) -> str:
     return f"{file} ({size_text(_bytes([file]))})"
 
 
-def _config(config: str) -> str:
-    folder = Path(config).expanduser()
-    if folder.is_dir():
-        return str(folder)
+def _config(known: ModelInfo, file: Path, options: ModelOptions) -> Check:
+    """Check what describes a single file, and the parts that it does not hold."""
+    config, dtype = options.config or "", known.spec.dtype
+    try:
+        parts = other_parts(known.family, file, options)
+    except RiebenchError:
+        # A damaged file is named by its own check.
+        parts = ()
+
+    def look() -> str:
+        folder = config_folder(config, known.family, parts, dtype, offline=True)
+        if not parts:
+            return str(folder)
+        which = variant(folder, dtype, parts)
+        files = [one for part in parts for one in weight_files(folder / part, which)]
+        return f"{folder} ({', '.join(parts)}: {size_text(_bytes(files))})"
+
+    what = f"{'configuration and other parts' if parts else 'configuration'} for {file.name}"
     preset = PRESETS.get(config)
-    source, revision = (preset.source, preset.revision) if preset else split_revision(config)
-    return str(fetch(source, revision, patterns=CONFIG_PATTERNS, offline=True))
+    if not parts or Path(config).expanduser().is_dir() or (preset is not None and not preset.on_hub):
+        return presence_check(what, look)
+    repo, revision = (preset.source, preset.revision) if preset else split_revision(config)
+    command = hub_command(known.family, repo, revision, dtype, parts)
+    return presence_check(what, look, command=command, nbytes=HALF * sum(known.shape.parameters[one] for one in parts))
 
 
 def _added_file(flag: str, wanted: str) -> str:

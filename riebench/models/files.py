@@ -14,10 +14,11 @@ from typing import Any
 from riebench.errors import RiebenchError
 from riebench.models.families.base import Family, families, family_of_repository
 from riebench.models.families.sizes import CONFIG_PATTERNS
+from riebench.models.presets import PRESETS, described_by
 from riebench.models.spec import HALF_DTYPES, ModelOptions, Preset, parse_lora
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, split_revision
-from riebench.utils.weights import tensor_names
+from riebench.utils.weights import WIDE, check_wide, tensor_names, tensor_shapes
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -69,13 +70,65 @@ def hub_folder(repo: str, revision: str | None, dtype: str, *, offline: bool) ->
     if not (folder / INDEX).is_file():
         raise RiebenchError(f"{repo} holds no diffusers model ({INDEX} is missing); for a single file, download it")
     family = check_architecture(folder, repo)
-    parts = family.parts
+    _fetch_weights(repo, folder, family, family.parts, dtype, offline=offline)
+    return folder
+
+
+def _fetch_weights(
+    repo: str, folder: Path, family: Family, parts: Sequence[str], dtype: str, *, offline: bool
+) -> None:  # fmt: skip
+    """Fetch the weights of some parts of a hub model whose configurations are here."""
     if dtype in HALF_DTYPES and family.half_files:
         fetch(repo, folder.name, patterns=weight_patterns(parts, half=True), offline=offline)
         if _missing_parts(folder, parts, half=True) == []:
-            return folder
+            return
     fetch(repo, folder.name, patterns=weight_patterns(parts, half=False), ignore=NOT_FULL, offline=offline)
+
+
+def config_folder(config: str, family: Family, parts: Sequence[str], dtype: str, *, offline: bool) -> Path:
+    """Return the folder that `--single-file-config` names.
+
+    Args:
+        config: a preset, a folder or a hub id with or without "@REVISION".
+        family: of the single file.
+        parts: what the file does not hold, so that its weights are needed, too.
+        dtype: number format of the model.
+        offline: uses only what is on this machine.
+
+    Raises:
+        RiebenchError: if there is none, or weights are missing.
+    """
+    folder = Path(config).expanduser()
+    if not folder.is_dir():
+        preset = PRESETS.get(config)
+        if not preset.on_hub if preset else config.count("/") != 1:
+            raise RiebenchError(
+                f"--single-file-config {config!r}: give {', '.join(described_by())}, a folder or a hub id OWNER/NAME"
+            )
+        source, revision = (preset.source, preset.revision) if preset else split_revision(config)
+        half = dtype in HALF_DTYPES and family.half_files
+        hint = (*CONFIG_PATTERNS, *weight_patterns(parts, half=half))
+        folder = fetch(source, revision, patterns=CONFIG_PATTERNS, hint_patterns=hint, offline=offline)
+        if parts and (folder / INDEX).is_file():
+            _fetch_weights(source, folder, family, parts, dtype, offline=offline)
+    if not (folder / INDEX).is_file():
+        raise RiebenchError(f"--single-file-config {config}: {folder} is no model folder: {INDEX} is missing")
+    if parts:
+        variant(folder, dtype, parts)
     return folder
+
+
+def other_parts(family: Family, file: Path, options: ModelOptions) -> tuple[str, ...]:
+    """Return the parts of a model that its single file does not hold.
+
+    Those that an option brings are left out.
+
+    Raises:
+        RiebenchError: if the file is damaged.
+    """
+    held = family.file_parts(tensor_names(file))
+    brought = {"vae"} if options.vae is not None else set()
+    return () if held is None else tuple(part for part in family.parts if part not in {*held, *brought})
 
 
 def refuse_known(repo: str) -> None:
@@ -176,7 +229,7 @@ def check_schedule(folder: Path, shown: str, steps: int | None) -> None:
     family.check_schedule(folder, usual, shown)
 
 
-def check_single_config(family: Family, file: Path, folder: Path, config: str, steps: int | None) -> None:
+def check_single_config(family: Family, file: Path, folder: Path, config: str, steps: int | None) -> Family:
     """Refuse a single file's configuration that is unusable or contradicted.
 
     Args:
@@ -186,17 +239,27 @@ def check_single_config(family: Family, file: Path, folder: Path, config: str, s
         config: what the user called it.
         steps: denoising steps; None for the usual ones of its schedule.
 
+    Returns:
+        The family that the configuration describes: files of several families may look alike.
+
     Raises:
         RiebenchError: in one line, naming the key.
     """
     described = check_architecture(folder, f"--single-file-config {config}")
-    if described.name != family.name:
+    if not is_described(family, described):
         raise RiebenchError(
             f"{file.name} is a checkpoint of {family.title}, but --single-file-config {config} describes "
             f"{described.title}; give {single_file_configs(family)}"
         )
     check_schedule(folder, f"--single-file-config {config}", steps)
-    family.check_training(file, _json(folder / SCHEDULER), _json(folder / "vae" / "config.json"), file.name)
+    described.check_training(file, _json(folder / SCHEDULER), _json(folder / "vae" / "config.json"), file.name)
+    described.check_file_parts(file, folder, f"{file.name} with --single-file-config {config}")
+    return described
+
+
+def is_described(family: Family, described: Family) -> bool:
+    """Return whether a family can describe single files that were taken for another's."""
+    return described.name == family.name or described.single_file_marks == family.single_file_marks != ()
 
 
 def single_file_configs(family: Family) -> str:
@@ -259,6 +322,8 @@ def check_single_file(file: Path, *, own_autoencoder: bool = True) -> Family:
         except RiebenchError as error:
             refused.append(error)
         else:
+            if family.file_parts(names) is not None:
+                check_wide(file)
             return family
     raise refused[0]
 
@@ -269,7 +334,7 @@ def family_of_file(file: Path) -> Family:
     It is the default one if there are none. Whether the file can be used, `check_single_file` says.
     """
     try:
-        marked = _marked_family(tensor_names(file))
+        marked = _marked_family(tensor_shapes(file))
     except RiebenchError:
         marked = None
     return families()[0] if marked is None else marked
@@ -295,6 +360,10 @@ def safetensors_file(flag: str, wanted: str) -> Path:
 
 
 def _check_ending(file: Path) -> None:
+    if file.suffix == ".gguf":
+        raise RiebenchError(
+            f"{file.name} holds weights packed to fewer bits (GGUF), which are not read; fetch it in {WIDE}"
+        )
     if file.suffix != ".safetensors":
         raise RiebenchError(
             f"{file.name}: only .safetensors files are read, since others can run code when they are opened; convert it"
@@ -362,7 +431,14 @@ def check_additions(family: Family, options: ModelOptions) -> None:
         family.check_lora_file(safetensors_file("--lora", file))
 
 
-def folder_sha256(folder: Path, which: str | None = None, *, parts: Sequence[str] = (), weights: bool = True) -> str:
+def folder_sha256(
+    folder: Path,
+    which: str | None = None,
+    *,
+    parts: Sequence[str] = (),
+    weights: bool = True,
+    unread: Sequence[str] = (),
+) -> str:
     """Compute one hash over a model folder's weights and configurations.
 
     Files count by relative name and content.
@@ -372,8 +448,11 @@ def folder_sha256(folder: Path, which: str | None = None, *, parts: Sequence[str
         which: the precision that is loaded (see `variant`); files of the other do not count.
         parts: its folders with weights; those of the other precision in them do not count.
         weights: False leaves all weights out.
+        unread: parts whose weights are not read from it, and do not count.
     """
     unused = {path for part in parts for path in weight_files(folder / part, None if which == FP16 else FP16)}
+    for part in unread:
+        unused |= {*(folder / part).glob("*.safetensors"), *(folder / part).glob("*.index*.json")}
     suffixes = (".safetensors", ".json", ".txt") if weights else (".json", ".txt")
     return _hash(folder, (path for path in folder.rglob("*") if path.suffix in suffixes and path not in unused))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import nn
 from riebench.errors import RiebenchError, near_match
 from riebench.models.families.base import Family, family_of_pipeline
 from riebench.models.families.blocks import BatchLayout
-from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.files import (
     INDEX,
     check_additions,
@@ -22,20 +22,22 @@ from riebench.models.files import (
     check_schedule,
     check_single_config,
     check_single_file,
+    config_folder,
     family_of_folder,
     folder_sha256,
     hub_folder,
     model_folder,
+    other_parts,
     single_file_configs,
     variant,
     weight_files,
 )
 from riebench.models.parts import add_loras, call_loader, exchange_denoiser, load_autoencoder, put_autoencoder
 from riebench.models.placement import place
-from riebench.models.presets import PRESETS, described_by
+from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, model_label, source_name
 from riebench.utils.files import file_sha256
-from riebench.utils.hub import fetch, offline_mode, split_revision
+from riebench.utils.hub import offline_mode, split_revision
 from riebench.utils.machine import keep_freed_memory
 from riebench.utils.weights import tensor_names
 
@@ -263,13 +265,30 @@ def _from_folder(folder: Path, wanted: _Request, shown: str) -> Any:
     check_schedule(folder, shown, wanted.steps)
     which = _variant(folder, wanted.dtype, shown)
     family = check_folder(folder, which, shown)
+    return _pipeline(folder, family, family.parts, which, wanted.dtype, shown)
+
+
+def _pipeline(
+    folder: Path, family: Family, parts: Sequence[str], which: str | None, dtype: str, shown: str, **built: Any
+) -> Any:
+    """Load a folder's pipeline.
+
+    Args:
+        folder: in diffusers' layout.
+        family: of the model.
+        parts: parts with weights that are read from the folder.
+        which: precision of their weights.
+        dtype: number format of denoiser and text encoders.
+        shown: what the user called the folder.
+        built: parts that are loaded already.
+    """
     # Without dtype, transformers follows the stored half precision for the text encoders alone.
-    formats = {"default": DTYPES[wanted.dtype], "vae": torch.float32}
+    formats = {"default": DTYPES[dtype], "vae": torch.float32}
     pipe = call_loader(
         shown, family.pipeline_type().from_pretrained, str(folder), dtype=formats, variant=which,
-        local_files_only=True, **family.loading_options(), **dict.fromkeys(family.unused_parts),
+        local_files_only=True, **built, **family.loading_options(), **dict.fromkeys(family.unused_parts),
     )  # fmt: skip
-    for part in family.parts:
+    for part in parts:
         # Libraries fill what is missing with random numbers.
         stored = set().union(*(tensor_names(file) for file in weight_files(folder / part, which)))
         family.check_names(part, stored, getattr(pipe, part).state_dict(), shown)
@@ -284,8 +303,11 @@ def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
             f"{path.name} is a single file, which does not say how it was trained; say with "
             f"{single_file_configs(family)}"
         )
-    folder = _config_folder(wanted.options.config, wanted.offline)
-    check_single_config(family, path, folder, wanted.options.config, wanted.steps)
+    others = other_parts(family, path, wanted.options)
+    folder = config_folder(wanted.options.config, family, others, wanted.dtype, offline=wanted.offline)
+    family = check_single_config(family, path, folder, wanted.options.config, wanted.steps)
+    if family.file_parts(tensor_names(path)) is not None:
+        return _from_parts(path, folder, family, others, wanted)
     options = {"config": str(folder), "local_files_only": True}
     called = None
     if wanted.options.vae is not None:
@@ -304,17 +326,18 @@ def _from_single_file(path: Path, wanted: _Request) -> _Loaded:
     return _Loaded(pipe, path.name, hashlib.sha256(described.encode()).hexdigest(), called)
 
 
-def _config_folder(config: str, offline: bool) -> Path:
-    if Path(config).expanduser().is_dir():
-        folder = Path(config).expanduser()
-    else:
-        preset = PRESETS.get(config)
-        if not preset.on_hub if preset else config.count("/") != 1:
-            raise RiebenchError(
-                f"--single-file-config {config!r}: give {', '.join(described_by())}, a folder or a hub id OWNER/NAME"
-            )
-        source, revision = (preset.source, preset.revision) if preset else split_revision(config)
-        folder = fetch(source, revision, patterns=CONFIG_PATTERNS, offline=offline)
-    if not (folder / INDEX).is_file():
-        raise RiebenchError(f"--single-file-config {config}: {folder} is no model folder: {INDEX} is missing")
-    return folder
+def _from_parts(path: Path, folder: Path, family: Family, others: Sequence[str], wanted: _Request) -> _Loaded:
+    """Load a single file whose other parts come from the folder that describes it."""
+    which = variant(folder, wanted.dtype, others) if others else None
+    for part in others:
+        family.check_weights(folder, part, weight_files(folder / part, which), wanted.options.config or "")
+    read = [part for part in family.parts if part not in others and not (part == "vae" and wanted.options.vae)]
+    dtypes = {part: torch.float32 if part == "vae" else DTYPES[wanted.dtype] for part in read}
+    built = call_loader(path.name, family.load_file_parts, path, folder, dtypes)
+    called = None
+    if wanted.options.vae is not None:
+        built["vae"], called = load_autoencoder(family, wanted.options.vae, wanted.dtype, offline=wanted.offline)
+    pipe = _pipeline(folder, family, others, which, wanted.dtype, wanted.options.config or "", **built)
+    unread = [part for part in family.parts if part not in others]
+    described = f"{file_sha256(path)} {folder_sha256(folder, which, parts=others, unread=unread)}"
+    return _Loaded(pipe, path.name, hashlib.sha256(described.encode()).hexdigest(), called)

@@ -25,6 +25,7 @@ from riebench.models.files import (
     check_single_file,
     family_of_file,
     family_of_folder,
+    is_described,
     model_folder,
     refuse_known,
     single_file_configs,
@@ -147,6 +148,7 @@ def look_up(
     place = _find_files(name, preset)
     if chosen.config is not None and place.file is None:
         raise RiebenchError(f"--single-file-config is for single files; {name} brings its own configuration")
+    place = _as_described(place, chosen.config)
     usual = _usual_sampling(place, chosen.config)
     _check_files(place, name, preset, chosen, steps or (preset.steps if preset else usual[0]))
     spec = ModelSpec.checked(
@@ -183,7 +185,7 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
         return _info_of_folder(path, str(path))
     if preset is None and path.is_file():
         family = family_of_file(path)
-        return ModelInfo(_UNNAMED, family, family.full_shape, file=path)
+        return ModelInfo(_UNNAMED, family, family.shape_of_file(path), file=path)
     check_name(name)
     repo, _, revision = name.partition("@") if preset is None else (preset.source, "", preset.revision or "")
     refuse_known(repo)
@@ -201,6 +203,27 @@ def _find_files(name: str, preset: Preset | None) -> ModelInfo:
         # Nothing can be read from half a download; the checks of files name what is missing.
         return replace(found, family=family, shape=family.full_shape)
     return replace(found, family=family, shape=shape)
+
+
+def _as_described(place: ModelInfo, config: str | None) -> ModelInfo:
+    """Return a single file's place with the family and measures of what describes it."""
+    if place.file is None or config is None:
+        return place
+    folder, preset = _config_here(config), PRESETS.get(config)
+    try:
+        if folder is not None:
+            family = family_of_folder(folder, f"--single-file-config {config}")
+            shape = family.shape_of_file(place.file, folder) if is_described(place.family, family) else None
+        elif preset is not None:
+            family = MODEL_FAMILIES.get(preset.family)
+            official = family.shape_of_preset(preset.name) if is_described(place.family, family) else None
+            shape = official if official is not None and official.blocks == place.shape.blocks else None
+        else:
+            return place
+    except RiebenchError:
+        # The checks of files name what is wrong.
+        return place
+    return place if shape is None else replace(place, family=family, shape=shape)
 
 
 def blocks_of(name: str) -> tuple[str, ...]:
@@ -398,8 +421,7 @@ def _usual_sampling(place: ModelInfo, config: str | None) -> tuple[int, float]:
     preset = PRESETS.get(config)
     if preset is not None:
         return preset.steps, preset.guidance
-    folder = Path(config).expanduser()
-    return place.family.usual_sampling(_scheduler(folder if folder.is_dir() else None))
+    return place.family.usual_sampling(_scheduler(_config_here(config)))
 
 
 def _native_size(place: ModelInfo, config: str | None) -> int:

@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = _Presets()
 
 def described_by() -> tuple[str, ...]:
     """Return the presets whose configurations can describe single files."""
-    readable = (family for family in families() if family.single_file_marks)
+    readable = (family for family in families() if family.single_file_marks and not family.single_file_refusal)
     return tuple(preset.name for family in readable for preset in family.presets if preset.on_hub)
 
 

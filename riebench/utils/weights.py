@@ -19,6 +19,9 @@ WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 INTEGER_FORMATS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 """Number formats without fractions, as the headers of files name them."""
 
+WIDE = "float16, bfloat16 or float32"
+"""Number formats that weights are read from, in words."""
+
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return tensor name -> shape of a safetensors file.
@@ -93,6 +96,19 @@ def tensor_names(file: Path) -> set[str]:
             return set(formats)
     except (SafetensorError, OSError) as error:
         raise RiebenchError(f"{file} is damaged or cut off ({error}); download it again") from error
+
+
+def check_wide(file: Path) -> None:
+    """Refuse a safetensors file whose weights have 8 or fewer bits.
+
+    Read as they are, they would be the numbers of another model.
+
+    Raises:
+        RiebenchError: naming the first one; or as `tensor_shapes`.
+    """
+    for name, kind in tensor_formats(file).items():
+        if kind.startswith("F") and kind not in ("F16", "F32", "F64"):
+            raise RiebenchError(f"{file.name} holds weights of 8 or fewer bits ({name}: {kind}); fetch it in {WIDE}")
 
 
 def check_weights_file(path: Path) -> Path:

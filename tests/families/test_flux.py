@@ -473,7 +473,9 @@ def test_saes_are_collected_trained_and_used(tmp_path: Path) -> None:
             collect(tiny_flux(1), prompts, tmp_path / "no", CollectOptions((block,)), progress=False)
 
 
-@pytest.mark.parametrize(("flag", "message"), [("--unet", "FLUX has no U-Net"), ("--lora", "LoRAs are added to SDXL")])
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--unet", "is no FLUX checkpoint"), ("--lora", "LoRAs are added to SDXL")]
+)
 def test_files_that_are_not_put_into_flux_are_refused(tmp_path: Path, flag: str, message: str) -> None:
     file = tmp_path / "x.safetensors"
     shutil.copy(next(tiny_flux_folder().glob("vae/*.safetensors")), file)

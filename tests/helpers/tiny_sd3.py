@@ -27,8 +27,11 @@ CLIP_TOKENS, TOKENS = 77, 77 + 256
 _FOLDER = tempfile.TemporaryDirectory(prefix="riebench-tiny-sd3-")
 
 
-def tiny_sd3_pipeline(folder: Path) -> Path:
-    """Writes a pipeline folder with three blocks (24 channels, 8 x 8 tokens at 32 px), the first dual; returns it."""
+def tiny_sd3_pipeline(folder: Path, pooled: tuple[int, int] = (8, 16)) -> Path:
+    """Writes a pipeline folder with three blocks (24 channels, 8 x 8 tokens at 32 px), the first dual; returns it.
+
+    `pooled` are the widths of the CLIPs' single vectors.
+    """
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=16, in_channels=4, out_channels=4, num_layers=LAYERS, attention_head_dim=12, num_attention_heads=2,
@@ -44,12 +47,12 @@ def tiny_sd3_pipeline(folder: Path) -> Path:
     clips = [
         CLIPTextModelWithProjection(
             CLIPTextConfig(
-                hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=pooled,
+                hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=width,
                 vocab_size=len(words), max_position_embeddings=CLIP_TOKENS, bos_token_id=words.bos_token_id,
                 eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
             )
         ).eval()
-        for pooled in (8, 16)
+        for width in pooled
     ]  # fmt: skip
     letters = _t5_tokenizer()
     t5 = T5EncoderModel(

@@ -82,7 +82,8 @@ class Family(ABC):
             denoiser's keyword argument in which it can be exchanged.
         refused_methods: method -> why it cannot work on this family.
         single_file_marks: beginnings of names of tensors that only its own single files hold; empty if such files are
-            not read.
+            not known.
+        single_file_refusal: why its single files are not read; empty if they are.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Family(ABC):
     step_text_arguments: Mapping[str, str] = MappingProxyType({})
     refused_methods: Mapping[str, str] = MappingProxyType({})
     single_file_marks: tuple[str, ...] = ()
+    single_file_refusal: str = ""
 
     # Files
 
@@ -182,6 +184,42 @@ class Family(ABC):
             RiebenchError: saying what it is instead, or what it lacks.
         """
 
+    def file_parts(self, tensors: Iterable[str]) -> tuple[str, ...] | None:
+        """Return the parts whose weights a single file holds.
+
+        The others come from the model that describes the file. None says that the file holds a whole model, which the
+        pipeline's own loader reads.
+
+        Args:
+            tensors: names of the file's tensors.
+        """
+        return None
+
+    def check_file_parts(self, file: Path, folder: Path, shown: str) -> None:
+        """Refuse a single file whose tensors are not those that a folder describes.
+
+        Its header is read, and nothing else. Whole models, which the pipeline's own loader reads, are checked there.
+
+        Args:
+            file: a safetensors file that `check_single_file` lets pass.
+            folder: with the configurations; its weights need not be there.
+            shown: what the user called file and folder.
+
+        Raises:
+            RiebenchError: in one line, naming the first tensor.
+        """
+        return None
+
+    def load_file_parts(self, file: Path, folder: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, nn.Module]:
+        """Return part -> its network with the weights of a single file.
+
+        Args:
+            file: a safetensors file that `check_file_parts` lets pass.
+            folder: with the configurations.
+            dtypes: number format of each part that is wanted of `file_parts`.
+        """
+        return {}
+
     @abstractmethod
     def check_training(
         self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
@@ -236,6 +274,17 @@ class Family(ABC):
         Raises:
             RiebenchError: if a configuration or weights file is missing or cannot be read.
         """
+
+    def shape_of_file(self, file: Path, folder: Path | None = None) -> Shape:
+        """Return the measures of a single file.
+
+        They are those of the full-size model as far as nothing says more.
+
+        Args:
+            file: a safetensors file; it may be damaged.
+            folder: that describes it, if it is at hand.
+        """
+        return self.full_shape
 
     @abstractmethod
     def shape_of_pipeline(self, pipe: Any) -> Shape:

@@ -13,6 +13,7 @@ from riebench.models.families.flux.names import FluxNames
 from riebench.models.families.folders import read_json
 from riebench.models.families.sizes import Shape
 from riebench.models.families.tokens.family import TokenFamily
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import AUTOENCODER, CLIP, T5, NetworkClass
 from riebench.models.spec import ModelSpec
 
@@ -58,6 +59,8 @@ class FluxFamily(TokenFamily):
     text_names = ("prompt_embeds", "pooled_prompt_embeds")
     step_text_names = ("prompt_embeds",)
     step_text_arguments: Mapping[str, str] = {"pooled_prompt_embeds": "pooled_projections"}
+    file_layout = files.LAYOUT
+    single_file_marks = files.LAYOUT.marks
     refused_methods = files.REFUSED_METHODS
 
     def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -72,9 +75,9 @@ class FluxFamily(TokenFamily):
         """Refuse a folder that is no autoencoder of sixteen channels."""
         configuration.check_autoencoder(read_json(folder / "config.json"), shown, "config.json")
 
-    def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder."""
-        return shape.folder_shape(folder)
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state."""
+        return shape.described_shape(folder)
 
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from riebench.models.families.single_file import CLIP_L, T5, WHOLE, FileLayout, Tensors
 from riebench.models.families.sizes import HubFile, ModelDownload
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
@@ -75,6 +78,42 @@ OTHER_REPOSITORIES = {
     "black-forest-labs/FLUX.2": "FLUX.2",
 }
 """Beginning of a hub id -> what lies there instead of a model of this family."""
+
+PUBLISHED_WIDTH, UNIT_RATIO = 3072, 4
+"""Width of a single block, and its feed-forward units in multiples of it, for which diffusers' converter is written."""
+
+
+def convert(left: Tensors, published: Callable[[Tensors], Tensors]) -> Tensors:
+    """Run diffusers' converter on a transformer of any width.
+
+    It splits the first layer of a single block at the width of the published models. Where a file's is another one, it
+    is given a layer without inputs in its place, and the layer is split here.
+
+    Args:
+        left: tensors in the names of the first publication; those that are read are taken out.
+        published: the converter.
+    """
+    shares = 3 + UNIT_RATIO
+    wide = shares * PUBLISHED_WIDTH
+    own = {name: value for name, value in left.items() if ".linear1." in name and value.shape[0] != wide}
+    left |= {name: value.new_empty((wide, 0)) for name, value in own.items()}
+    found = published(left)
+    for name, value in own.items():
+        block, _, kind = name.removeprefix("single_blocks.").partition(".linear1.")
+        width, rest = divmod(value.shape[0], shares)
+        parts = value.split((width, width, width, UNIT_RATIO * width + rest))
+        for layer, part in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), parts, strict=True):
+            found[f"single_transformer_blocks.{block}.{layer}.{kind}"] = part
+    return found
+
+
+LAYOUT = FileLayout(
+    ("double_blocks.0.img_mod.lin.", "single_transformer_blocks.0.proj_mlp."),
+    ("double_blocks.",),
+    {**WHOLE, "text_encoder": (CLIP_L,), "text_encoder_2": (T5,)},
+    convert=convert,
+)
+"""Single files hold the transformer alone, or all parts."""
 
 REFUSED_METHODS = {
     "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",

@@ -12,9 +12,9 @@ from riebench.models.families.tokens.names import BlockList, TokenNames
 DOUBLE, SINGLE = 19, 38
 """Blocks of the full-size transformer."""
 LISTS = (
-    BlockList("double", "transformer_blocks", DOUBLE, "ff.net.0"),
+    BlockList("double", "transformer_blocks", DOUBLE, "ff.net.0", counted="double"),
     # A block of one joined stream does not keep its text tokens apart: attention to them cannot be looked at.
-    BlockList("single", "single_transformer_blocks", SINGLE, "act_mlp", reads_text=False),
+    BlockList("single", "single_transformer_blocks", SINGLE, "act_mlp", reads_text=False, counted="single"),
 )
 FLUX_BLOCKS: tuple[str, ...] = tuple(name for one in LISTS for name in one.blocks)
 """All blocks in the order in which a picture passes through them."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from riebench.errors import RiebenchError
 from riebench.models.families.flux.configuration import CONFIGS, PATCH, text_tokens
 from riebench.models.families.flux.names import DOUBLE, FLUX_BLOCKS, SINGLE
-from riebench.models.families.folders import count_parameters, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens.sizes import CLIP_L_PARAMETERS, T5_PARAMETERS, VAE_PARAMETERS, TokenShape
 
 PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
@@ -87,17 +87,16 @@ FLUX_DEV = replace(FLUX, tokens=512, guidance_embeds=True, parameters=PARAMETERS
 """FLUX.1-dev."""
 
 
-def folder_shape(folder: Path) -> FluxShape:
-    """Return the measures of a model folder in diffusers' layout.
+def described_shape(folder: Path) -> FluxShape:
+    """Return the measures that a folder's configurations state.
 
-    They are read from its configurations and its files' headers.
+    Its parameters are the full-size model's: they are counted in the weights.
 
     Raises:
-        RiebenchError: if a configuration or weights file is missing or cannot be read.
+        RiebenchError: if a configuration is missing or cannot be read.
     """
     transformer, vae, tokenizer = (read_json(folder / CONFIGS[part]) for part in ("transformer", "vae", "tokenizer_2"))
-    found = config_shape(transformer, vae, tokenizer.get("model_max_length"))
-    return replace(found, parameters={part: count_parameters(folder / part) for part in PARTS})
+    return config_shape(transformer, vae, tokenizer.get("model_max_length"))
 
 
 def config_shape(transformer: Mapping[str, Any], vae: Mapping[str, Any], tokens: int | None) -> FluxShape:

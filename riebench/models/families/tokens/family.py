@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +18,28 @@ from riebench.models.families.folders import (
     check_index,
     check_shapes,
     check_tensor_names,
+    count_parameters,
     joined_shapes,
     quantised,
     read_json,
 )
+from riebench.models.families.single_file import T5_TABLES, FileLayout, FileParts, check_file
 from riebench.models.families.sizes import NamedAutoencoder, Shape
 from riebench.models.families.tokens.names import TokenNames
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import AUTOENCODER, NetworkClass, config_shapes
+from riebench.utils.weights import check_wide, tensor_names
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
-
-T5_TABLES = ("encoder.embed_tokens.weight", "shared.weight")
-"""Two names of T5's one token table; files hold it under either."""
 
 
 class TokenFamily(Family):
     """Models whose denoiser is a transformer of image tokens.
 
-    They are read from folders in diffusers' layout alone: no single file, no denoiser or LoRA of its own.
+    They are read from folders in diffusers' layout, and from single files where diffusers converts these. There are no
+    LoRAs for them.
 
     Attributes:
         names: of its blocks, from a table.
@@ -45,6 +49,7 @@ class TokenFamily(Family):
         networks_of_parts: part with weights -> class of its network.
         schedulers: schedulers that its pipeline runs with, the usual one first.
         packed: whether its pipeline carries latents in patches of 2 by 2.
+        file_layout: names of the tensors in its single files; None if they are not read.
     """
 
     denoiser_part = "transformer"
@@ -57,8 +62,10 @@ class TokenFamily(Family):
     configs: Mapping[str, str]
     classes: Mapping[str, tuple[str, ...]]
     networks_of_parts: Mapping[str, NetworkClass]
+    full_shape: TokenShape
     schedulers: tuple[str, ...] = ("FlowMatchEulerDiscreteScheduler",)
     packed = False
+    file_layout: FileLayout | None = None
 
     # Files
 
@@ -115,10 +122,36 @@ class TokenFamily(Family):
         return T5_TABLES[1] if network == "T5EncoderModel" and name in T5_TABLES else name
 
     def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
-        """Refuse every single file: those of such models hold the transformer alone."""
-        raise RiebenchError(
-            f"{name}: {self.brand} is read from folders in diffusers' layout; give the model's folder or hub id"
-        )
+        """Refuse a single file without a transformer of this family.
+
+        What else it lacks comes from another model.
+        """
+        if self.file_layout is None:
+            why = self.single_file_refusal or f"{self.brand} is read from folders in diffusers' layout"
+            raise RiebenchError(f"{name}: {why}; give the model's folder or hub id")
+        check_file(name, tensors, self.file_layout, self.brand)
+
+    def file_parts(self, tensors: Iterable[str]) -> tuple[str, ...] | None:
+        """Return the parts that a single file holds, the transformer among them."""
+        parts = self._single_file
+        return None if parts is None else parts.held(tensors)
+
+    def check_file_parts(self, file: Path, folder: Path, shown: str) -> None:
+        """Refuse a single file whose tensors are not those that a folder describes."""
+        parts = self._single_file
+        if parts is not None:
+            parts.check(file, folder, shown)
+
+    def load_file_parts(self, file: Path, folder: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, nn.Module]:
+        """Return part -> its network with the weights of a single file."""
+        parts = self._single_file
+        return {} if parts is None else parts.load(file, folder, dtypes, file.name)
+
+    @property
+    def _single_file(self) -> FileParts | None:
+        if self.file_layout is None:
+            return None
+        return FileParts(self.file_layout, self.networks_of_parts, self.configs, self.plain_name)
 
     def check_training(
         self, file: Path, scheduler: Mapping[str, Any], autoencoder: Mapping[str, Any], shown: str
@@ -140,10 +173,15 @@ class TokenFamily(Family):
         check_shapes(joined_shapes(files), config_shapes(folder / "config.json", network), "config.json", shown)
 
     def check_denoiser_file(self, file: Path) -> None:
-        """Refuse every file: only the U-Net of SDXL is exchanged."""
-        raise RiebenchError(
-            f"--unet {file.name}: {self.brand} has no U-Net; give the folder of the model that holds the weights"
-        )
+        """Refuse a file that is no transformer alone."""
+        parts, shown = self._single_file, f"--unet {file.name}"
+        if parts is None:
+            raise RiebenchError(f"{shown}: {self.brand}'s transformer is read from the model's folder alone")
+        names = tensor_names(file)
+        check_file(shown, names, parts.layout, self.brand)
+        check_wide(file)
+        if len(parts.held(names)) > 1:
+            raise RiebenchError(f"{shown} is a whole checkpoint, no transformer alone; give it as the model")
 
     def check_lora_file(self, file: Path) -> None:
         """Refuse every file: only weights of SDXL are added to."""
@@ -152,8 +190,50 @@ class TokenFamily(Family):
         )
 
     @abstractmethod
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state.
+
+        Its weights need not be there.
+
+        Raises:
+            RiebenchError: if a configuration is missing or cannot be read.
+        """
+
+    def shape_of_folder(self, folder: Path) -> Shape:
+        """Return the measures of a model folder, its parameters counted in its weights."""
+        found = self.described_shape(folder)
+        return replace(found, parameters={part: count_parameters(folder / part) for part in self.parts})
+
+    def shape_of_file(self, file: Path, folder: Path | None = None) -> Shape:
+        """Return the measures of a single file.
+
+        Without a folder that describes it, its blocks are counted in the header; all else is the full-size model's.
+        """
+        parts, full = self._single_file, self.full_shape
+        try:
+            if parts is None:
+                return full
+            if folder is not None:
+                found = self.described_shape(folder)
+                stored = [part for part in self.parts if any((folder / part).glob("*.safetensors"))]
+                beside = {part: count_parameters(folder / part) for part in stored}
+                return replace(found, parameters={**found.parameters, **beside, **parts.counts(file)})
+            counts = parts.blocks(file, [one.folder for one in self.names.lists.values()])
+            fields: dict[str, Any] = {one.counted: counts[one.folder] for one in self.names.lists.values()}
+        except (RiebenchError, KeyError):
+            # The checks of files say what is wrong.
+            return full
+        known = (full, *(self.shape_of_preset(preset.name) for preset in self.presets if preset.on_hub))
+        same = (one for one in known if all(getattr(one, name) == count for name, count in fields.items()))
+        return next(same, None) or replace(full, **fields)
+
+    @abstractmethod
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures, of a pipeline in memory."""
+
+    def described_size(self, folder: Path) -> int:
+        """Return the picture side in pixels of a folder that describes a single file."""
+        return self.described_shape(folder).native_size
 
     def native_size(self, pipe: Any) -> int:
         """Return the picture side in pixels that a pipeline in memory was made for."""
@@ -183,8 +263,18 @@ class TokenFamily(Family):
         return tuple(getattr(pipe, part) for part in ("transformer", "vae", *encoders))
 
     def exchange_denoiser(self, pipe: Any, file: Path) -> None:
-        """Refuse every file; see `check_denoiser_file`."""
+        """Put the weights of a file into the transformer.
+
+        The configuration stays the model's own.
+        """
         self.check_denoiser_file(file)
+        parts = self._single_file
+        if parts is not None:
+            shown, network = f"--unet {file.name}", pipe.transformer
+            tensors, own = parts.denoiser(file, dict(network.config), shown), network.state_dict()
+            stored, needed = ({name: tuple(value.shape) for name, value in one.items()} for one in (tensors, own))
+            parts.compare("transformer", stored, needed, shown)
+            network.load_state_dict(tensors)
 
     def add_lora(self, pipe: Any, file: Path, scale: float) -> None:
         """Refuse every file; see `check_lora_file`."""

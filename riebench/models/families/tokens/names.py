@@ -34,6 +34,7 @@ class BlockList:
         units: path of the feed-forward units inside a block, for example "ff.net.0".
         has_text: whether a block gives a text stream.
         reads_text: whether attention of its image tokens to the text can be read.
+        counted: the field of the family's `Shape` that counts its blocks.
     """
 
     side: str
@@ -42,6 +43,7 @@ class BlockList:
     units: str
     has_text: bool = True
     reads_text: bool = True
+    counted: str = "layers"
 
     @property
     def blocks(self) -> tuple[str, ...]:

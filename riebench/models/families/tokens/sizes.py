@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -25,10 +26,10 @@ MAX_DECODED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenShape:
+class TokenShape(ABC):
     """Measures of a token model.
 
-    Sub-classes add their blocks, and their work in `evaluation_teraflop`.
+    Sub-classes add their blocks and their work.
 
     Attributes:
         parts: folders with weights.
@@ -62,6 +63,15 @@ class TokenShape:
     native_size: int = 1024
     tokens: int = 256
     parameters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[str, ...]:
+        """Short names of the model's blocks."""
+
+    @abstractmethod
+    def evaluation_teraflop(self, size: int) -> float:
+        """Return the work of one call of the denoiser on one picture of a side in pixels."""
 
     @property
     def size_step(self) -> int:

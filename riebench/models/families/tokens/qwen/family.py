@@ -12,6 +12,7 @@ from riebench.models.families.blocks import BatchLayout
 from riebench.models.families.sizes import Shape
 from riebench.models.families.tokens.family import TokenFamily
 from riebench.models.families.tokens.qwen import configuration, files, shape
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import NetworkClass
 from riebench.models.spec import ModelSpec
 
@@ -59,6 +60,8 @@ class QwenImageFamily(TokenFamily):
     text_names = ("prompt_embeds", "prompt_embeds_mask")
     step_text_names = ("prompt_embeds",)
     step_text_arguments: Mapping[str, str] = {"prompt_embeds_mask": "encoder_hidden_states_mask"}
+    file_layout = files.LAYOUT
+    single_file_marks = files.LAYOUT.marks
     refused_methods = files.REFUSED_METHODS
 
     def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -77,9 +80,9 @@ class QwenImageFamily(TokenFamily):
         """Refuse every folder: the autoencoder is one of films, which is not exchanged."""
         raise RiebenchError(f"{shown}: {self.brand}'s autoencoder is not exchanged; leave --vae out")
 
-    def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder."""
-        return shape.folder_shape(folder)
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state."""
+        return shape.described_shape(folder)
 
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from riebench.models.families.single_file import FileLayout
 from riebench.models.families.sizes import ModelDownload
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
@@ -43,3 +44,6 @@ REFUSED_METHODS = {
     "img2img": "diffusers' image-to-image pipeline of Qwen-Image counts a strength's steps otherwise than this method",
 }
 """Method -> why it cannot work on this family."""
+
+LAYOUT = FileLayout(("transformer_blocks.0.img_mod.1.",))
+"""Single files hold the transformer alone, under the names that diffusers has."""

@@ -7,12 +7,12 @@ PyTorch counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import count_parameters, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens.names import BlockList, TokenNames
 from riebench.models.families.tokens.qwen.configuration import CONFIGS, HEAD, LATENT_CHANNELS, PATCH, STEPS_DOWN, TOKENS
 from riebench.models.families.tokens.sizes import TokenShape
@@ -21,7 +21,7 @@ BLOCKS = 60
 """Blocks of the full-size transformer."""
 USUAL_BLOCKS = ("double.12", "double.24", "double.36", "double.48")
 """Blocks that stand for all: four at equal distances, since no SAE of this family has been published yet."""
-NAMES = TokenNames((BlockList("double", "transformer_blocks", BLOCKS, "img_mlp.net.0"),), USUAL_BLOCKS)
+NAMES = TokenNames((BlockList("double", "transformer_blocks", BLOCKS, "img_mlp.net.0", counted="count"),), USUAL_BLOCKS)
 """Names of its blocks: an image and a text stream in each."""
 PARTS = ("transformer", "text_encoder", "vae")
 PARAMETERS = {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
@@ -84,16 +84,15 @@ QWEN_IMAGE = QwenImageShape()
 """Qwen-Image."""
 
 
-def folder_shape(folder: Path) -> QwenImageShape:
-    """Return the measures of a model folder in diffusers' layout.
+def described_shape(folder: Path) -> QwenImageShape:
+    """Return the measures that a folder's configurations state.
 
-    They are read from its configurations and its files' headers.
+    Its parameters are the full-size model's: they are counted in the weights.
 
     Raises:
-        RiebenchError: if a configuration or weights file is missing or cannot be read.
+        RiebenchError: if a configuration is missing or cannot be read.
     """
-    found = config_shape(read_json(folder / CONFIGS["transformer"]), read_json(folder / CONFIGS["vae"]))
-    return replace(found, parameters={part: count_parameters(folder / part) for part in PARTS})
+    return config_shape(read_json(folder / CONFIGS["transformer"]), read_json(folder / CONFIGS["vae"]))
 
 
 def config_shape(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> QwenImageShape:

@@ -14,6 +14,7 @@ from riebench.models.families.tokens import autoencoder
 from riebench.models.families.tokens.family import TokenFamily
 from riebench.models.families.tokens.sd3 import configuration, files, shape
 from riebench.models.families.tokens.sd3.names import NAMES
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import AUTOENCODER, CLIP_PROJECTED, T5, NetworkClass
 from riebench.models.spec import ModelSpec
 
@@ -57,6 +58,8 @@ class Sd3Family(TokenFamily):
     repositories = files.REPOSITORIES
     text_names = ("prompt_embeds", "pooled_prompt_embeds")
     step_text_names = ("prompt_embeds", "pooled_prompt_embeds")
+    file_layout = files.LAYOUT
+    single_file_marks = files.LAYOUT.marks
     refused_methods = files.REFUSED_METHODS
     head_width = 64
 
@@ -73,9 +76,9 @@ class Sd3Family(TokenFamily):
         config = read_json(folder / "config.json")
         autoencoder.check_autoencoder(config, shown, "config.json", self.brand, configuration.LATENT_CHANNELS)
 
-    def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder."""
-        return shape.folder_shape(folder)
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state."""
+        return shape.described_shape(folder)
 
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures."""

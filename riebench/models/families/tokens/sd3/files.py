@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from riebench.models.families.single_file import CLIP_G, CLIP_L, T5, WHOLE, FileLayout
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "StableDiffusion3Pipeline"
@@ -37,6 +38,14 @@ OTHER_REPOSITORIES = {
     "stabilityai/stable-diffusion-3.5-medium-tensorrt": "Stable Diffusion 3.5 compiled for TensorRT",
 }
 """Beginning of a hub id -> what lies there instead of a model of this family."""
+
+LAYOUT = FileLayout(
+    ("joint_blocks.0.x_block.", "transformer_blocks.0.norm1_context.linear."),
+    ("joint_blocks.",),
+    {**WHOLE, "text_encoder": (CLIP_L,), "text_encoder_2": (CLIP_G,), "text_encoder_3": (T5,)},
+    unprojected="text_encoder",
+)
+"""Single files hold the transformer, mostly with the autoencoder, some with text encoders."""
 
 REFUSED_METHODS = {
     "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import count_parameters, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens.sd3.configuration import CLIP_TOKENS, CONFIGS, LATENT_CHANNELS, SAMPLE, T5_TOKENS
 from riebench.models.families.tokens.sd3.names import LARGE, MEDIUM
 from riebench.models.families.tokens.sizes import CLIP_L_PARAMETERS, T5_PARAMETERS, VAE_PARAMETERS, TokenShape
@@ -88,17 +88,16 @@ MEDIUM_3 = replace(MEDIUM_35, dual=0, parameters={**PARAMETERS, "transformer": 2
 """Stable Diffusion 3 medium."""
 
 
-def folder_shape(folder: Path) -> Sd3Shape:
-    """Return the measures of a model folder in diffusers' layout.
+def described_shape(folder: Path) -> Sd3Shape:
+    """Return the measures that a folder's configurations state.
 
-    They are read from its configurations and its files' headers.
+    Its parameters are the full-size model's: they are counted in the weights.
 
     Raises:
-        RiebenchError: if a configuration or weights file is missing or cannot be read.
+        RiebenchError: if a configuration is missing or cannot be read.
     """
     transformer, vae, tokenizer = (read_json(folder / CONFIGS[part]) for part in ("transformer", "vae", "tokenizer"))
-    found = config_shape(transformer, vae, tokenizer.get("model_max_length", CLIP_TOKENS))
-    return replace(found, parameters={part: count_parameters(folder / part) for part in PARTS})
+    return config_shape(transformer, vae, tokenizer.get("model_max_length", CLIP_TOKENS))
 
 
 def config_shape(transformer: Mapping[str, Any], vae: Mapping[str, Any], clip_tokens: int) -> Sd3Shape:

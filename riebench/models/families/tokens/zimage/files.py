@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from riebench.models.families.single_file import FileLayout
 from riebench.models.families.sizes import ModelDownload
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
@@ -44,3 +45,6 @@ REFUSED_METHODS = {
     "img2img": "diffusers' image-to-image pipeline of Z-Image counts a strength's steps otherwise than this method",
 }
 """Method -> why it cannot work on this family."""
+
+LAYOUT = FileLayout(("x_pad_token", "cap_pad_token"), ("x_embedder.", "final_layer."))
+"""Single files hold the transformer alone."""

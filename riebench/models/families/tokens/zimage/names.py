@@ -18,7 +18,7 @@ BLOCKS: tuple[str, ...] = ("layers.6", "layers.12", "layers.18", "layers.24")
 UNITS = "feed_forward.w2"
 """The layer inside a block that the feed-forward units enter."""
 LISTS = (
-    BlockList("refiner", "noise_refiner", REFINERS, UNITS, reads_text=False),
+    BlockList("refiner", "noise_refiner", REFINERS, UNITS, reads_text=False, counted="refiners"),
     BlockList("layers", "layers", LAYERS, UNITS),
 )
 TEXT_REFINER = "context_refiner"

@@ -6,13 +6,13 @@ Operations follow from the configuration; a test compares them with those that P
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from riebench.blocks import ATTENTION, TEXT, block_of, kind
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import count_parameters, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens.sizes import VAE_PARAMETERS, TokenShape
 from riebench.models.families.tokens.zimage.configuration import CONFIGS, PATCH, TOKENS, filled
 from riebench.models.families.tokens.zimage.names import LAYERS, REFINERS
@@ -107,16 +107,15 @@ Z_IMAGE = ZImageShape()
 """Z-Image and Z-Image-Turbo."""
 
 
-def folder_shape(folder: Path) -> ZImageShape:
-    """Return the measures of a model folder in diffusers' layout.
+def described_shape(folder: Path) -> ZImageShape:
+    """Return the measures that a folder's configurations state.
 
-    They are read from its configurations and its files' headers.
+    Its parameters are the full-size model's: they are counted in the weights.
 
     Raises:
-        RiebenchError: if a configuration or weights file is missing or cannot be read.
+        RiebenchError: if a configuration is missing or cannot be read.
     """
-    found = config_shape(read_json(folder / CONFIGS["transformer"]), read_json(folder / CONFIGS["vae"]))
-    return replace(found, parameters={part: count_parameters(folder / part) for part in PARTS})
+    return config_shape(read_json(folder / CONFIGS["transformer"]), read_json(folder / CONFIGS["vae"]))
 
 
 def config_shape(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> ZImageShape:

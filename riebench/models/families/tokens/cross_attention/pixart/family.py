@@ -12,6 +12,7 @@ from riebench.models.families.sizes import ModelDownload, Shape
 from riebench.models.families.tokens.cross_attention.family import CrossAttentionFamily
 from riebench.models.families.tokens.cross_attention.pixart import configuration, files, shape
 from riebench.models.families.tokens.cross_attention.pixart.names import PIXART_NAMES
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import AUTOENCODER, T5, NetworkClass
 from riebench.models.spec import ModelSpec
 
@@ -53,6 +54,8 @@ class PixArtFamily(CrossAttentionFamily):
         "prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask",
     }  # fmt: skip
     refused_methods = files.REFUSED_METHODS
+    single_file_marks = files.SINGLE_FILE_MARKS
+    single_file_refusal = files.SINGLE_FILE_REFUSAL
     head_width = 72
 
     def config_problems(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -63,9 +66,9 @@ class PixArtFamily(CrossAttentionFamily):
         """Refuse a folder that is no autoencoder of four channels."""
         configuration.check_autoencoder(read_json(folder / "config.json"), shown, "config.json")
 
-    def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder."""
-        return shape.folder_shape(folder)
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state."""
+        return shape.described_shape(folder)
 
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures."""

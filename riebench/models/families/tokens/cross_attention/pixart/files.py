@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from riebench.models.families.single_file import marks
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE = "PixArtSigmaPipeline"
@@ -37,6 +38,11 @@ OTHER_REPOSITORIES: Mapping[str, str] = {
     "PixArt-alpha/PixArt-alpha": "PixArt-alpha",
 }  # fmt: skip
 """Beginning of a hub id -> what lies there instead of a model of this family."""
+
+SINGLE_FILE_MARKS = marks("blocks.0.mlp.fc1.", "adaln_single.emb.timestep_embedder.")
+"""Beginnings of names in single files of its transformer: those of the first publication, and those of diffusers."""
+SINGLE_FILE_REFUSAL = "diffusers' PixArtTransformer2DModel reads no single files"
+"""Why such files are not read."""
 
 REFUSED_METHODS: Mapping[str, str] = {
     "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",

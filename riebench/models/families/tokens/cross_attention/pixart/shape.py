@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import count_parameters, read_json
+from riebench.models.families.folders import read_json
 from riebench.models.families.tokens.cross_attention.pixart.configuration import CONFIGS, HEAD, HEADS, PATCH, SIDE
 from riebench.models.families.tokens.cross_attention.pixart.names import LAYERS
 from riebench.models.families.tokens.cross_attention.sizes import CrossAttentionShape
@@ -77,16 +77,15 @@ SHAPES: Mapping[str, PixArtShape] = {"pixart-sigma": PIXART, "pixart-sigma-512":
 """Preset -> its measures."""
 
 
-def folder_shape(folder: Path) -> PixArtShape:
-    """Return the measures of a model folder in diffusers' layout.
+def described_shape(folder: Path) -> PixArtShape:
+    """Return the measures that a folder's configurations state.
 
-    They are read from its configurations and its files' headers.
+    Its parameters are the full-size model's: they are counted in the weights.
 
     Raises:
-        RiebenchError: if a configuration or weights file is missing or cannot be read.
+        RiebenchError: if a configuration is missing or cannot be read.
     """
-    found = config_shape(*(read_json(folder / CONFIGS[part]) for part in ("transformer", "vae")))
-    return replace(found, parameters={part: count_parameters(folder / part) for part in PARTS})
+    return config_shape(*(read_json(folder / CONFIGS[part]) for part in ("transformer", "vae")))
 
 
 def config_shape(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> PixArtShape:

@@ -15,6 +15,7 @@ from riebench.models.families.tokens.cross_attention.sana import configuration, 
 from riebench.models.families.tokens.cross_attention.sana.names import SANA_NAMES
 from riebench.models.families.tokens.cross_attention.text import TOKENS
 from riebench.models.families.tokens.cross_attention.trial import check_steps
+from riebench.models.families.tokens.sizes import TokenShape
 from riebench.models.families.tokens.weights import NetworkClass
 from riebench.models.spec import ModelSpec
 
@@ -47,12 +48,14 @@ class SanaFamily(CrossAttentionFamily):
         "vae": NetworkClass("AutoencoderDC"),
     }  # fmt: skip
     schedulers: tuple[str, ...] = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
-    full_shape: Shape = shape.SANA
+    full_shape: TokenShape = shape.SANA
     presets = files.PRESETS
     downloads: Mapping[str, ModelDownload] = {}
     other_pipelines = files.OTHER_PIPELINES
     other_repositories = files.OTHER_REPOSITORIES
     repositories: tuple[str, ...] = files.REPOSITORIES
+    file_layout = files.LAYOUT
+    single_file_marks = files.LAYOUT.marks
     refused_methods = files.REFUSED_METHODS
     head_width = 112
 
@@ -64,9 +67,9 @@ class SanaFamily(CrossAttentionFamily):
         """Refuse a folder that is no DC-AE of thirty-two channels."""
         configuration.check_autoencoder(read_json(folder / "config.json"), shown, "config.json")
 
-    def shape_of_folder(self, folder: Path) -> Shape:
-        """Return the measures of a model folder."""
-        return shape.folder_shape(folder)
+    def described_shape(self, folder: Path) -> TokenShape:
+        """Return the measures that a folder's configurations state."""
+        return shape.described_shape(folder)
 
     def shape_of_pipeline(self, pipe: Any) -> Shape:
         """Return the measures that matter for captures."""

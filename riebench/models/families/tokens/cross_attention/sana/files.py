@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from riebench.models.families.single_file import FileLayout
 from riebench.models.spec import DEFAULT_SCORER, Preset
 
 PIPELINE, SPRINT_PIPELINE = "SanaPipeline", "SanaSprintPipeline"
@@ -74,3 +75,6 @@ SPRINT_REFUSED_METHODS: Mapping[str, str] = {
     "method",
 }
 """The same of SANA-Sprint."""
+
+LAYOUT = FileLayout(("blocks.0.mlp.inverted_conv.", "transformer_blocks.0.ff.conv_inverted."), ("blocks.",))
+"""Single files hold the transformer alone."""
