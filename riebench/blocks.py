@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from riebench.errors import RiebenchError, near_match
-from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES, families_left_out, usable_families
 
 ATTENTION = "attention"
 RESIDUAL = "residual"
@@ -60,7 +60,7 @@ def unknown_block(name: str) -> RiebenchError:
         many = len(inside) > SHOWN_BLOCKS
         shown = f"one of {inside[0]!r} to {inside[-1]!r}" if many else " or ".join(map(repr, inside))
         return RiebenchError(f"unknown block {name!r} (did you mean {shown}?)")
-    return RiebenchError(f"unknown block {name!r}{near_match(name, known)}")
+    return RiebenchError(f"unknown block {name!r}{near_match(name, known)}{families_left_out()}")
 
 
 def foreign_site(name: str) -> str | None:
@@ -83,8 +83,7 @@ def foreign_site(name: str) -> str | None:
 
 
 def _families() -> Iterator[Any]:
-    found = MODEL_FAMILIES.usable()
-    return (found[name].names for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
+    return (one.names for one in usable_families())
 
 
 @lru_cache(maxsize=4096)

@@ -484,3 +484,21 @@ MODEL_FAMILIES.register_lazy("pixart", "riebench.models.families.tokens.cross_at
 MODEL_FAMILIES.register_lazy("sana", "riebench.models.families.tokens.cross_attention.sana.family:FAMILY")
 MODEL_FAMILIES.register_lazy("sana-sprint", "riebench.models.families.tokens.cross_attention.sana.family:SPRINT_FAMILY")
 MODEL_FAMILIES.register_lazy("qwen", "riebench.models.families.tokens.qwen.family:FAMILY")
+
+
+def usable_families() -> tuple[Any, ...]:
+    """Return the model families in the order in which they are asked.
+
+    The default one comes first and those of installed packages last, so that none of these changes what a name or a
+    folder means without it. Those that cannot be imported are missing.
+    """
+    found, shipped = MODEL_FAMILIES.usable(), MODEL_FAMILIES.shipped()
+    return tuple(found[one] for one in sorted(found, key=lambda one: (one != DEFAULT_FAMILY, one not in shipped, one)))
+
+
+def families_left_out() -> str:
+    """Return the end of a message on a model or block of no family.
+
+    It names the packages whose families cannot be imported, and why.
+    """
+    return "".join(f"; left out: {line}" for line in MODEL_FAMILIES.failures().values())

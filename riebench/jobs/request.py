@@ -345,7 +345,9 @@ def blocks_option(text: str) -> dict[str, object]:
         return {"block_mode": text}
     known = "write each, together (all in one edit), both, or block names with commas between"
     try:
-        names = tuple(short_name(module_path(part.strip())) for part in text.split(",") if part.strip())
+        names = tuple(short_name(part.strip()) for part in text.split(",") if part.strip())
+        for name in names:
+            module_path(name)
     except RiebenchError as error:
         raise RiebenchError(f"--blocks {text!r}: {known}; {error}") from error
     if not names:

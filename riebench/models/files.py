@@ -16,6 +16,7 @@ from riebench.models.families.base import Family, families, family_of_repository
 from riebench.models.families.sizes import CONFIG_PATTERNS
 from riebench.models.presets import PRESETS, described_by
 from riebench.models.spec import HALF_DTYPES, ModelOptions, Preset, parse_lora
+from riebench.registry import families_left_out
 from riebench.utils.files import file_sha256
 from riebench.utils.hub import fetch, split_revision
 from riebench.utils.weights import WIDE, check_wide, tensor_names, tensor_shapes
@@ -286,7 +287,9 @@ def family_of_folder(folder: Path, shown: str) -> Family:
     called = next((family.other_pipelines[found] for family in known if found in family.other_pipelines), "")
     words = f" ({called})" if called else ""
     edited = " or ".join(f"{family.title} ({family.pipeline_class})" for family in known)
-    raise RiebenchError(f"{shown} is a {found}{words}; riebench edits {edited} and models trained from it")
+    raise RiebenchError(
+        f"{shown} is a {found}{words}; riebench edits {edited} and models trained from it{families_left_out()}"
+    )
 
 
 def check_architecture(folder: Path, shown: str) -> Family:

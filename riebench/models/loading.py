@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from riebench.errors import RiebenchError, near_match
-from riebench.models.families.base import Family, family_of_pipeline
+from riebench.models.families.base import Family, family_of_pipeline, note_family
 from riebench.models.families.blocks import BatchLayout
 from riebench.models.files import (
     INDEX,
@@ -135,6 +135,7 @@ def load_model(
         loaded = _load(_Request(name_or_path, preset, number_format, usual_steps, offline, chosen))
         pipe, vae = loaded.pipe, loaded.vae
         family = family_of_pipeline(pipe)
+        note_family(family.denoiser(pipe), family)
         check_additions(family, chosen)
         if chosen.vae is not None and vae is None:
             found, vae = load_autoencoder(family, chosen.vae, number_format, offline=offline)

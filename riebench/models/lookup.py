@@ -32,7 +32,7 @@ from riebench.models.files import (
 )
 from riebench.models.presets import PRESETS
 from riebench.models.spec import ASSET, TILE, ModelOptions, ModelSpec, Preset, check_format, model_label, source_name
-from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES, families_left_out
 from riebench.utils.hub import split_revision
 from riebench.utils.weights import tensor_shapes
 
@@ -333,7 +333,9 @@ def check_name(name: str) -> None:
     path = Path(name).expanduser()
     if name not in PRESETS and not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         known = near_match(name, PRESETS)
-        raise RiebenchError(f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME")
+        raise RiebenchError(
+            f"no model {name!r}{known}; give a preset, a folder, a file or a hub id OWNER/NAME{families_left_out()}"
+        )
 
 
 def _check_files(place: ModelInfo, name: str, preset: Preset | None, options: ModelOptions, steps: int) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from riebench.errors import RiebenchError
 from riebench.models.families.base import families
 from riebench.models.spec import ASSET, DEFAULT_SCORER, SECOND_SCORER, ModelSpec, Preset
-from riebench.registry import MODEL_PRESETS
+from riebench.registry import MODEL_FAMILIES, MODEL_PRESETS, Package
 
 SCORER_BYTES = {"clip-l14": 1_710_000_000, "siglip2-b16": 1_500_000_000, "dfn-l14": 1_710_000_000}
 """Scorer -> bytes of its weights, rounded."""
@@ -27,13 +27,15 @@ class _Presets(Mapping[str, Preset]):
 
     @cached_property
     def _found(self) -> dict[str, Preset]:
-        found = {preset.name: preset for family in families() for preset in family.presets}
+        found: dict[str, Preset] = {}
+        for family in families():
+            for preset in family.presets:
+                if preset.name in found:
+                    raise _taken(MODEL_FAMILIES.package(family.name), preset.name)
+                found[preset.name] = preset
         added: dict[str, Preset] = MODEL_PRESETS.usable()
         for name in sorted(found.keys() & added.keys()):
-            raise RiebenchError(
-                f"the package {MODEL_PRESETS.package(name)} takes the name of the model preset {name!r}, which is "
-                "there already; uninstall it, or use a version with another name"
-            )
+            raise _taken(MODEL_PRESETS.package(name), name)
         return found | added
 
     def __getitem__(self, name: str) -> Preset:
@@ -44,6 +46,13 @@ class _Presets(Mapping[str, Preset]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+
+def _taken(package: Package | None, name: str) -> RiebenchError:
+    return RiebenchError(
+        f"the package {package} takes the name of the model preset {name!r}, which is there already; uninstall it, or "
+        "use a version with another name"
+    )
 
 
 PRESETS: Mapping[str, Preset] = _Presets()

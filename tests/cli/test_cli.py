@@ -154,6 +154,8 @@ def test_blocks_option() -> None:
         "blocks": ("mid.0", "down.2.1"),
         "block_mode": "together",
     }
+    # A text stream has its block's path, and is another site.
+    assert blocks_option("double.1/text,transformer_blocks.2")["blocks"] == ("double.1/text", "double.2")
     tasks, settings = RunRequest(settings=("sae", "no_edit"), blocks="up.0.1", limit=2).plan()
     assert [setting.blocks for setting in settings] == [("up.0.1",), ()]
     assert {len(task.examples) for task in tasks} == {2}

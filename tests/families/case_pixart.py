@@ -15,7 +15,7 @@ def pixart_cases(case: Any, steps: int) -> tuple[Any, ...]:
         steps: of all runs.
     """
     guided = case(
-        "pixart-sigma guided",
+        "pixart guided",
         lambda: tiny_pixart(steps, 3.0),
         ("block.1", "transformer_blocks.1"),
         hidden=lambda args, kwargs: args[0],

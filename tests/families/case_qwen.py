@@ -28,5 +28,5 @@ def qwen_cases(case: Any) -> tuple[Any, ...]:
                 **({"negative_prompt": " "} if guidance > 1 else {}),
             },
         )
-        for name, guidance in (("qwen-image", 0.0), ("qwen-image guided", 3.0))
+        for name, guidance in (("qwen", 0.0), ("qwen guided", 3.0))
     )  # fmt: skip

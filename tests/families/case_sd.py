@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from tiny_sd import tiny_sd
+from torch import Tensor
 
 
 def sd_cases(case: Any) -> tuple[Any, ...]:
@@ -20,7 +21,7 @@ def sd_cases(case: Any) -> tuple[Any, ...]:
             partial(tiny_sd, 2, guidance, kind),
             ("up.1.1", "up_blocks.1.attentions.1"),
             hidden=lambda args, kwargs: args[0],
-            given=lambda output: output[0],
+            given=lambda output: output if isinstance(output, Tensor) else output[0],
             text=None,
             together=True,
             arguments={"guidance_scale": guidance},

@@ -27,8 +27,7 @@ def zimage_cases(case: Any) -> tuple[Any, ...]:
             together=True,
             arguments={"guidance_scale": guidance},
             first="conditional",
-            tokens=GRID**2,
             blind=("refiner.0",),
         )
-        for name, guidance in (("z-image", 0.0), ("z-image guided", 2.0))
+        for name, guidance in (("zimage", 0.0), ("zimage guided", 2.0))
     )

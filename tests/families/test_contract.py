@@ -23,6 +23,7 @@ from case_sd3 import sd3_cases
 from case_zimage import zimage_cases
 from configuration_flips import INDEX, FlipCheck, flips
 from numpy.typing import NDArray
+from outside_cases import outside_cases, wrong_families
 from tiny import tiny_model
 from tiny_flux import TOKENS, tiny_flux
 from tiny_runs import picture, task
@@ -34,7 +35,7 @@ from riebench.generation.generator import Capture, Generator
 from riebench.generation.hooks import known_sites
 from riebench.generation.prefix import PrefixPlan
 from riebench.generation.transfers import PatchReplacement
-from riebench.models.families.base import Family
+from riebench.models.families.base import Family, families
 from riebench.models.families.blocks import BatchLayout, Half, Site
 from riebench.models.families.flux.family import FluxFamily
 from riebench.models.families.tokens.streams import TokenSite, place_of
@@ -57,13 +58,12 @@ class Case:
         name: of the case.
         load: loads the model.
         block: a block late in the network, and its module.
-        hidden: the picture that enters a block.
-        given: the picture that a block gives.
-        text: the text that a block gives; None if it gives none.
+        hidden: the picture that enters the block.
+        given: the picture that a block gives, any one of the network.
+        text: the text that the block gives; None if it gives none.
         together: whether guidance is one batch, its unconditional half first, or two calls, the conditional one first.
         arguments: of the pipeline's own call.
         first: the half that comes first, where it is not the usual one of `together`.
-        tokens: how many tokens, the first ones, are the picture where a block gives one sequence; None for all.
         blind: blocks that see no text, so that they give the same for all prompts in the first step.
     """
 
@@ -76,7 +76,6 @@ class Case:
     together: bool
     arguments: Mapping[str, Any] = field(default_factory=dict)
     first: Half | None = None
-    tokens: int | None = None
     blind: tuple[str, ...] = ()
 
     def place(self, step: int, half: Half, batch: int, *, guided: bool) -> tuple[int, slice]:
@@ -112,7 +111,7 @@ def sdxl_case(name: str, guidance: float) -> Case:
         lambda: tiny_model(STEPS, guidance),
         ("up.0.1", "up_blocks.0.attentions.1"),
         hidden=lambda args, kwargs: args[0],
-        given=lambda output: output[0],
+        given=lambda output: output if isinstance(output, Tensor) else output[0],
         text=None,
         together=True,
         arguments={"guidance_scale": guidance},
@@ -127,6 +126,7 @@ CASES = (
     *sana_cases(Case, STEPS), *pixart_cases(Case, STEPS),
     *sd_cases(Case),
     *qwen_cases(Case),
+    *outside_cases(Case, STEPS),
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LAST_OF_FAMILY = {case.name.split()[0]: case for case in CASES}
@@ -175,6 +175,19 @@ def watched(model: LoadedModel, case: Case) -> Iterator[tuple[list[Tensor], list
 
 
 @contextmanager
+def entering(model: LoadedModel, case: Case) -> Iterator[list[Tensor]]:
+    """What pictures enter a case's block, call by call."""
+    pictures: list[Tensor] = []
+    handle = model.denoiser.get_submodule(case.block[1]).register_forward_pre_hook(
+        lambda _, args, kwargs: pictures.append(case.hidden(args, kwargs)), with_kwargs=True
+    )
+    try:
+        yield pictures
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def all_outputs(model: LoadedModel, case: Case) -> Iterator[dict[str, list[Tensor]]]:
     """The pictures that every block gives, call by call."""
     pictures: dict[str, list[Tensor]] = {}
@@ -182,9 +195,7 @@ def all_outputs(model: LoadedModel, case: Case) -> Iterator[dict[str, list[Tenso
     modules = {name: model.denoiser.get_submodule(names.module_path(name)) for name in known_sites(model.denoiser)}
     with outputs_of(model, modules) as found:
         yield pictures
-    for name, outputs in found.items():
-        found_here = [output if isinstance(output, Tensor) else case.given(output) for output in outputs]
-        pictures[name] = [output[:, : case.tokens] for output in found_here]
+    pictures |= {name: [case.given(output) for output in outputs] for name, outputs in found.items()}
 
 
 def rows_of(values: Tensor, model: LoadedModel) -> Tensor:
@@ -302,10 +313,12 @@ def test_observing_changes_no_bit(case: Case) -> None:
     assert plain.latents is not None and seen.latents is not None
     assert torch.equal(plain.latents, seen.latents) and np.array_equal(plain.images, seen.images)
     trace, block = seen.traces[0], case.block[0]
-    with watched(model, case) as (pictures, _):
+    with watched(model, case) as (pictures, _), entering(model, case) as entered:
         generator.generate(PROMPTS, SEEDS)
     for step in range(STEPS):
         call, rows = case.place(step, "conditional", len(PROMPTS), guided=model.guided)
+        before = trace.get(block, "input")[:, step].flatten(2).transpose(1, 2)
+        assert torch.equal(before, rows_of(entered[call][rows], model))
         output = trace.get(block, "output")[:, step].flatten(2).transpose(1, 2)
         assert torch.equal(output, rows_of(pictures[call][rows], model))
         difference = trace.get(block, "output")[:, step] - trace.get(block, "input")[:, step]
@@ -465,6 +478,10 @@ def test_keys_that_are_not_obeyed_are_found(tmp_path: Path, monkeypatch: pytest.
     assert "transformer: patch_size=" in found
 
 
+FOUND = (AssertionError, RiebenchError, RuntimeError, IndexError)
+"""How the checks end on a wrong family."""
+
+
 class TextForImage(FluxFamily):
     """Takes the text stream for the image stream in its blocks."""
 
@@ -503,5 +520,33 @@ def test_wrong_adapters_are_found(
     model = replace(case.load())
     monkeypatch.setitem(MODEL_FAMILIES._objects, "flux", wrong())
     assert isinstance(model.family, wrong)
-    with pytest.raises((AssertionError, RiebenchError, RuntimeError, IndexError)):
+    with pytest.raises(FOUND):
         check(model, case)
+
+
+@pytest.mark.parametrize("wrong", wrong_families(), ids=lambda one: f"{one.name} {one.__name__}")
+def test_a_wrong_family_of_a_package_is_found(wrong: type[Family], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LAST_OF_FAMILY[wrong.name]
+    model = replace(case.load())
+    monkeypatch.setitem(MODEL_FAMILIES._objects, wrong.name, wrong())
+    assert isinstance(model.family, wrong)
+    found = []
+    for check in CHECKS:
+        try:
+            check(model, case)
+        except FOUND as error:
+            found.append(error)
+    assert found
+
+
+def test_every_family_has_cases_under_its_name() -> None:
+    assert set(MODEL_FAMILIES.shipped()) <= LAST_OF_FAMILY.keys() <= set(MODEL_FAMILIES.names())
+
+
+def test_a_word_stands_for_one_path_in_all_families() -> None:
+    """Names are read without a model: a word that is a list at two paths would mean two blocks."""
+    paths: dict[str, dict[str, str]] = {}
+    for family in families():
+        for name in family.names.known:
+            paths.setdefault(name, {})[family.names.module_path(name)] = family.name
+    assert {name: found for name, found in paths.items() if len(found) > 1} == {}

@@ -48,10 +48,10 @@ class PairTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList([PairBlock(), PairBlock()])
+        self.pairs = nn.ModuleList([PairBlock(), PairBlock()])
 
     def forward(self, *, hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        for layer in self.layers:
+        for layer in self.pairs:
             encoder_hidden_states, hidden_states = layer(
                 hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states
             )
@@ -64,11 +64,11 @@ class PairNames(BlockNames):
     prefixes = ("pair",)
 
     def short_name(self, name: str) -> str | None:
-        match = re.fullmatch(r"(?:pair|layers)\.(\d+)", name)
+        match = re.fullmatch(r"(?:pair|pairs)\.(\d+)", name)
         return None if match is None else f"pair.{match[1]}"
 
     def module_path(self, short: str) -> str:
-        return short.replace("pair", "layers")
+        return short.replace("pair", "pairs")
 
     def long_name(self, short: str) -> str:
         return f"transformer.{self.module_path(short)}"
@@ -131,7 +131,7 @@ class PairFamily(SdxlFamily):
     conditional_first = True
 
     def sites(self, denoiser: nn.Module) -> tuple[str, ...]:
-        return tuple(f"pair.{index}" for index in range(len(denoiser.get_submodule("layers")._modules)))
+        return tuple(f"pair.{index}" for index in range(len(denoiser.get_submodule("pairs")._modules)))
 
     def site(self, denoiser: nn.Module, name: str) -> Site:
         module = denoiser.get_submodule(self.names.module_path(name))
@@ -179,7 +179,7 @@ def push(steps: int = 2) -> StaticEdit:
 def test_names_of_another_family_are_understood_beside_sdxls(pair: PairFamily) -> None:
     network = PairTransformer()
     assert family_of_denoiser(network) is pair and known_sites(network) == ("pair.0", "pair.1")
-    assert blocks.short_name("layers.1") == "pair.1" and blocks.module_path("pair.1") == "layers.1"
+    assert blocks.short_name("pairs.1") == "pair.1" and blocks.module_path("pair.1") == "pairs.1"
     assert blocks.default_blocks("pair") == ("pair.1",) and blocks.block_set_name(("pair.1",)) == "all"
     assert blocks.block_set_blocks("all", "pair") == ("pair.1",)
     assert blocks.short_name("mid_block.attentions.0") == "mid.0"

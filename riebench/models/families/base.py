@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from riebench.errors import RiebenchError
 from riebench.models.spec import ModelSpec, Preset
-from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES
+from riebench.registry import DEFAULT_FAMILY, MODEL_FAMILIES, families_left_out, usable_families
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 from riebench.models.families.blocks import BatchLayout, BlockNames, Site, Stage
 from riebench.models.families.sizes import ModelDownload, NamedAutoencoder, Shape
+
+NOTED_FAMILY = "_riebench_family"
+"""Attribute of a denoiser in memory that names its family."""
 
 
 @dataclass(frozen=True)
@@ -669,10 +672,9 @@ def positions_in_message(
 def families() -> tuple[Family, ...]:
     """Return all registered families, the default one first.
 
-    Those of packages that fail to import are left out.
+    Those of packages come last; those that fail to import are left out.
     """
-    found = MODEL_FAMILIES.usable()
-    return tuple(found[name] for name in sorted(found, key=lambda name: (name != DEFAULT_FAMILY, name)))
+    return usable_families()
 
 
 def family_of_repository(repo: str) -> Family:
@@ -690,23 +692,42 @@ def family_of_repository(repo: str) -> Family:
 def family_of_denoiser(denoiser: nn.Module) -> Family:
     """Return the family whose denoiser a network is.
 
+    It is that of the pipeline that the network was loaded with (`note_family`). Of a network loaded otherwise its class
+    decides, the most special one where several families have classes of its line.
+
     Raises:
         RiebenchError: if there is none.
     """
-    for family in families():
-        if family.owns_denoiser(denoiser):
-            return family
-    raise RiebenchError(f"no model family has a denoiser of class {type(denoiser).__name__}")
+    noted = getattr(denoiser, NOTED_FAMILY, None)
+    if noted is not None:
+        found: Family = MODEL_FAMILIES.get(noted)
+        return found
+    line = [one.__name__ for one in type(denoiser).__mro__]
+    owners = [family for family in families() if family.owns_denoiser(denoiser)]
+    if not owners:
+        raise RiebenchError(f"no model family has a denoiser of class {line[0]}{families_left_out()}")
+    return min(owners, key=lambda one: line.index(one.denoiser_class) if one.denoiser_class in line else len(line))
+
+
+def note_family(denoiser: nn.Module, family: Family) -> None:
+    """Note whose family a network that was loaded is of.
+
+    Families may share a class of denoisers.
+    """
+    setattr(denoiser, NOTED_FAMILY, family.name)
 
 
 def family_of_pipeline(pipe: Any) -> Family:
     """Return the family whose pipeline a pipeline is.
 
+    It is that of the most special class where several families have classes of its line.
+
     Raises:
         RiebenchError: if there is none.
     """
     classes = [one.__name__ for one in type(pipe).__mro__]
-    for family in families():
-        if family.pipeline_class in classes:
-            return family
-    raise RiebenchError(f"no model family has a pipeline of class {classes[0]}")
+    for name in classes:
+        for family in families():
+            if family.pipeline_class == name:
+                return family
+    raise RiebenchError(f"no model family has a pipeline of class {classes[0]}{families_left_out()}")

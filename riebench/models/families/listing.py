@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from riebench.blocks import kind, module_path, usual_blocks
+from riebench.blocks import usual_blocks
 from riebench.models.families.base import Family
 from riebench.models.families.sizes import Shape
 from riebench.models.spec import ModelOptions, ModelSpec
@@ -76,11 +76,11 @@ def list_blocks(family: Family, shape: Shape, spec: ModelSpec, *, here: bool) ->
         spec: its name, picture side and number format.
         here: whether its files are on this machine.
     """
-    usual, options = usual_blocks(shape.blocks, family.name), ModelOptions()
+    usual, options, names = usual_blocks(shape.blocks, family.name), ModelOptions(), family.names
     blocks = tuple(
-        Block(name, kind(name), module_path(name), shape.width(name), shape.positions(name, spec.size),
+        Block(name, names.kind(name), names.module_path(name), shape.width(name), shape.positions(name, spec.size),
               shape.units(name), name in usual)
-        for name in family.names.pass_order(shape.blocks)
+        for name in names.pass_order(shape.blocks)
     )  # fmt: skip
     return ModelBlocks(
         spec.name, family.title, spec.size, spec.dtype, here, blocks, dict(shape.parameters),

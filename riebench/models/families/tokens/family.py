@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+REFUSED_METHODS: Mapping[str, str] = {
+    "ledits_pp": "diffusers has LEDITS++ for Stable Diffusion and SDXL only",
+    "p2p": "prompt-to-prompt takes over attention in U-Nets like SDXL's only",
+    "img2img": "its family names no image-to-image pipeline",
+}
+"""Method -> why it cannot work, where a family says nothing of it."""
+
 
 class TokenFamily(Family):
     """Models whose denoiser is a transformer of image tokens.
@@ -66,6 +73,7 @@ class TokenFamily(Family):
     schedulers: tuple[str, ...] = ("FlowMatchEulerDiscreteScheduler",)
     packed = False
     file_layout: FileLayout | None = None
+    refused_methods: Mapping[str, str] = REFUSED_METHODS
 
     # Files
 
@@ -119,7 +127,7 @@ class TokenFamily(Family):
         network = self.networks_of_parts[part].network
         if network.startswith("CLIPTextModel"):
             return name.removeprefix("text_model.")
-        return T5_TABLES[1] if network == "T5EncoderModel" and name in T5_TABLES else name
+        return T5_TABLES[1] if network.endswith("T5EncoderModel") and name in T5_TABLES else name
 
     def check_single_file(self, name: str, tensors: set[str], *, own_autoencoder: bool = True) -> None:
         """Refuse a single file without a transformer of this family.
@@ -345,8 +353,12 @@ class TokenFamily(Family):
 
     def editing_pipeline(self, task: EditingTask, pipe: Any) -> Any:
         """Refuse every task; see `refused_methods`."""
-        raise RiebenchError(f"{task} cannot be used on {self.title}: {self.refused_methods[task]}")
+        raise self._refused(task)
 
     def same_condition(self, denoiser: nn.Module) -> AbstractContextManager[None]:
         """Refuse: there is no LEDITS++ for this family."""
-        raise RiebenchError(f"ledits_pp cannot be used on {self.title}: {self.refused_methods['ledits_pp']}")
+        raise self._refused("ledits_pp")
+
+    def _refused(self, method: str) -> RiebenchError:
+        why = {**REFUSED_METHODS, **self.refused_methods}[method]
+        return RiebenchError(f"{method} cannot be used on {self.title}: {why}")

@@ -41,7 +41,7 @@ class StreamPlace:
     index: int | None
 
 
-STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
+STREAMS: dict[str, Mapping[Stream, StreamPlace]] = {
     "FluxTransformerBlock": {
         "image": StreamPlace("hidden_states", 0, 1),
         "text": StreamPlace("encoder_hidden_states", 1, 0),
@@ -63,7 +63,21 @@ STREAMS: Mapping[str, Mapping[Stream, StreamPlace]] = {
     "BasicTransformerBlock": {"image": StreamPlace("hidden_states", 0, None)},
     "SanaTransformerBlock": {"image": StreamPlace("hidden_states", 0, None)},
 }
-"""Class of a block -> the places of its streams."""
+"""Class of a block -> the places of its streams; `add_streams` adds those of a package."""
+
+
+def add_streams(block: str, places: Mapping[Stream, StreamPlace]) -> None:
+    """Say where a class of blocks takes and gives its streams.
+
+    Args:
+        block: name of the class.
+        places: stream -> its place.
+
+    Raises:
+        RiebenchError: if something else was said of the class before.
+    """
+    if STREAMS.setdefault(block, places) != places:
+        raise RiebenchError(f"the streams of {block} are known already, at other places")
 
 
 def place_of(module: nn.Module, stream: Stream) -> StreamPlace:
