@@ -1,4 +1,4 @@
-"""Files of a search: the configuration, its tables, a figure, and the examples left.
+"""Files of a search: configuration, tables, figure, and the examples left.
 
 `unseen.yaml` holds options of `riebench run` with which the configuration is run on the examples that the search did
 not look at.
@@ -50,11 +50,11 @@ def _plain(value: float) -> float | int:
 
 
 def described(request: ElasticRequest, found: ElasticRange) -> Setting:
-    """Return the configuration with a description that says where its strengths are from."""
+    """Return the configuration, whose description says where its strengths are from."""
     given = found.setting.description.rstrip(". ")
     how = (
         f"at strengths of about equal {DISTANCES[request.distance]} to each other, up to {request.limits.most:g} to "
-        f"the source, found on {len(found.looked_at)} examples with seed {request.run.seeds[0]}"
+        f"the source, found on {_counted(len(found.looked_at))} with seed {request.run.seeds[0]}"
     )
     description = f"{given}; {how}" if given else how[0].upper() + how[1:]
     return found.setting.model_copy(update={"description": description})
@@ -99,35 +99,45 @@ def curves_text(found: ElasticRange) -> str:
 def document(request: ElasticRequest, found: ElasticRange, command: str) -> str:
     """Return the search as a Markdown document, conclusion first."""
     name, limits, distance = found.setting.name, request.limits, DISTANCES[request.distance]
-    rows = [_row(one) for one in found.categories]
     header = ("category", "examples", "end of the range", "pictures", "gaps before", "gaps after", "evenness before",
               "evenness after", "too far before", "too far after", "strengths of its own")  # fmt: skip
-    ways = ", ".join(f"{one:g}" for one in found.setting.strengths)
+    strengths = ", ".join(f"{one:g}" for one in found.setting.strengths)
+    alone = len(found.categories) == 1
     parts = [
         f"# Elastic range: {name} on {found.suite}, {found.model}",
-        f"Strengths: {ways}. {_conclusion(found)}",
+        f"Strengths: {strengths}. {_conclusion(found)}",
         f"Distances are {distance}, medians over the examples of a category, with seed {request.run.seeds[0]}. A range "
         f"ends where the distance to the source picture exceeds {limits.most:g}; + marks one whose largest tested "
         "strength is nearer. Gaps are the distances between the pictures at neighbouring strengths, from the source "
         "picture on, the smallest to the largest. Evenness is 1 if the gaps of a picture are equally large and 0 if "
         "one of them is the whole change, the mean over pictures. Too far are the strengths whose pictures exceed the "
-        "limit. The list for all categories follows the median of their ways, up to the end of the shortest range.",
-        markdown_table(header, rows).strip(),
+        f"limit.{'' if alone else _WHOLE_LIST}",
+        markdown_table(header, [_row(one) for one in found.categories]).strip(),
         f"![Left: distance to the source picture by strength, a line for each category. Right: gaps between "
         f"neighbouring strengths, before and after.]({FIGURE_FILE})",
-        f"Looked at were {len(found.looked_at)} examples, their source and edited pictures alone, no target: "
+        f"The search looked at the source and edited pictures of {_counted(len(found.looked_at))}, at no target: "
         f"{', '.join(f'`{one}`' for one in found.looked_at)}. {_unseen_words(found)}",
         f"Made by `{command}`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
+_WHOLE_LIST = (
+    " The list for all categories follows the median of their ways up to the median of their ends, so that it is too "
+    "long for some; with `--categories` each has a list of its own."
+)
+
+
+def _counted(count: int) -> str:
+    return f"{count} example{'' if count == 1 else 's'}"
+
+
 def _unseen_words(found: ElasticRange) -> str:
     if not found.unseen:
         return "No example of the suite is left that was not looked at; take a smaller `--examples`."
     return (
-        f"`riebench run --config {UNSEEN_FILE}` runs the configuration on the {len(found.unseen)} others, of which "
-        "none is in a cluster with these."
+        f"`riebench run --config {UNSEEN_FILE}` runs the configuration on what is left, {_counted(len(found.unseen))}, "
+        "none of them in a cluster with these."
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -169,22 +168,3 @@ def _steps(pictures: CategoryPictures, strengths: Sequence[float], most: float) 
         tuple(strengths), np.median(gaps, axis=1), fmean(even) if even else None,
         sum(one > most for one in to_source), max(to_source),
     )  # fmt: skip
-
-
-def run_elastic(request: ElasticRequest, command: str, say: Say) -> list[Path]:
-    """Find the range, and write the configuration, the tables and the figure.
-
-    Args:
-        request: the options.
-        command: what the user typed, for the document.
-        say: function that prints a line for people.
-
-    Returns:
-        The files.
-
-    Raises:
-        RiebenchError: as `find_range`.
-    """
-    from riebench.elastic.document import write
-
-    return write(request, find_range(request, say), command)

@@ -1,4 +1,4 @@
-"""Pictures of the search, made by the ordinary runner, and the distances between them.
+"""Pictures of a search, made by the ordinary runner, and their distances.
 
 They lie in run folders below the output folder, so that a search that was stopped goes on where it was, and makes
 nothing twice. Distances are read again.

@@ -13,8 +13,9 @@ spread over the range, and points are put into gaps that are too wide. It differ
   difference of unit vectors: in both, half a step is a quarter as far. Their roots are lengths, whose sum along a way
   does not depend on how many points lie on it.
 - **Many pictures are asked, not one.** The paper looks at one picture; here the range of a category comes from medians
-  over its examples, and one list of strengths has to serve all of them. The end of the range is found between the last
-  accepted strength and the first refused one, instead of being the last accepted one.
+  over its examples, and one list of strengths has to serve all of them, so that of several categories the medians are
+  taken, too: half of them leave their own range within the list, or at its end. The end of a range is found between
+  the last accepted strength and the first refused one, instead of being the last accepted one.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Curve:
 
     @property
     def is_limited(self) -> bool:
-        """Whether the distance ends the range, not the axis."""
+        """True if the distance ends the range, False if the axis does."""
         return self.last_valid < len(self.strengths) - 1
 
     @property
@@ -246,7 +247,7 @@ def settle(pictures: Sequence[Pictures], curves: Sequence[Curve], count: int) ->
     """Place strengths for several categories, and look at the pictures there.
 
     What is between two strengths was taken for straight. Where it is not, and a picture at one of the strengths is too
-    far, they are placed again with what is known now.
+    far, they are placed again with what is known now. At last they are spread up to an end whose pictures were seen.
 
     Args:
         pictures: of each category.
@@ -265,25 +266,32 @@ def settle(pictures: Sequence[Pictures], curves: Sequence[Curve], count: int) ->
             measure(some, [*curve.strengths.tolist(), *strengths], curve.most)
             for some, curve in zip(pictures, known, strict=True)
         ]
-        if strengths[-1] <= min(curve.end for curve in known):
-            return strengths, known
-    # Strengths that were looked at need no check.
-    return combine(known, min(float(curve.strengths[curve.last_valid]) for curve in known)).place(count), known
+        if strengths[-1] <= median_end([curve.end for curve in known]):
+            end = strengths[-1]
+            break
+    else:
+        end = median_end([float(curve.strengths[curve.last_valid]) for curve in known])
+    return combine(known, end).place(count), known
 
 
 def combine(curves: Sequence[Curve], end: float | None = None) -> Way:
     """Return one way for several categories: the median of theirs.
 
-    It ends where the first of them leaves its range, so that none is steered too far.
+    A category that is followed beyond the strengths that were looked at counts as if nothing changed there.
 
     Args:
         curves: one for each category.
-        end: where it ends instead.
+        end: where it ends; by default the median of their ends.
     """
-    end = min(curve.end for curve in curves) if end is None else end
+    end = median_end([curve.end for curve in curves]) if end is None else end
     places = np.unique(np.concatenate([*(one.strengths[one.strengths < end] for one in curves), [end]]))
     lengths = np.median([np.interp(places, one.strengths, one.lengths) for one in curves], axis=0)
     return Way(places, lengths)
+
+
+def median_end(ends: Sequence[float]) -> float:
+    """Return the median of some ends; of two in the middle, the smaller one."""
+    return sorted(ends)[(len(ends) - 1) // 2]
 
 
 def evenness(gaps: Sequence[float]) -> float | None:

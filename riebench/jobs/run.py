@@ -171,12 +171,7 @@ def generate(
     engine, redo = request.engine, request.redo_mode
     for name, why in request.left_out.items():
         say(f"{name} is left out: it cannot run on this model ({why})")
-    made: LoadedModel | ModelRecipe
-    if loaded is None:
-        made, more = _load(request, tasks, settings, say)
-        _find_scorer(request, made.spec)
-    else:
-        made, more = loaded, _notes_here(request)
+    made, more = (loaded, _notes_here(request)) if loaded is not None else _load(request, tasks, settings, say)
     _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
         for setting in settings:
@@ -216,22 +211,23 @@ def generate(
 def _load(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
 ) -> tuple[LoadedModel | ModelRecipe, dict[str, Any]]:
-    """Load the model if this process generates.
+    """Load the model if this process generates, and find the scorers.
 
     Returns:
         The model, or the recipe by which workers load it; and further options of the engine.
     """
     engine = request.engine
     if engine.engine == "local":
-        return load_here(request, tasks, settings, say), _notes_here(request)
+        model = load_here(request, tasks, settings, say)
+        _find_scorer(request, model.spec)
+        return model, _notes_here(request)
+    _find_scorer(request, request.recipe.spec)
     # Workers load the model, check prompts and report their device.
     notes = invocation_notes(request=request.to_config(), engine=engine.engine, **request.options.placement)
     return request.recipe, {"address": engine.address, "workers": engine.workers, "provenance": notes}
 
 
-def load_here(
-    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
-) -> LoadedModel:
+def load_here(request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say) -> LoadedModel:
     """Load the model in this process, and check that it can read the prompts.
 
     Args:

@@ -1,1 +1,1 @@
-"""Verbs that make pictures for one question: `paper` for its tables, `ranges` for strengths."""
+"""Verbs of single studies: `paper` makes its tables, `ranges` finds strengths."""

@@ -117,7 +117,8 @@ def elastic(
     Writes the configuration with these strengths, ready for `riebench run`. Repeating a command makes only the pictures
     that are missing. No target picture and no score is looked at.
     """
-    from riebench.elastic.job import run_elastic
+    from riebench.elastic.document import write
+    from riebench.elastic.job import find_range
     from riebench.elastic.pictures import ElasticRequest
     from riebench.elastic.search import Limits
     from riebench.jobs.request import RunRequest, parse_batch_size
@@ -131,7 +132,7 @@ def elastic(
     )  # fmt: skip
     limits = replace(Limits(), most=most, gap=gap, start=start)
     request = ElasticRequest(run, out, distance, limits, points, examples)
-    for path in run_elastic(request, typed_command(context), say):
+    for path in write(request, find_range(request, say), typed_command(context)):
         print_line(path)
 
 
