@@ -54,7 +54,7 @@ def described(request: ElasticRequest, found: ElasticRange) -> Setting:
     given = found.setting.description.rstrip(". ")
     how = (
         f"at strengths of about equal {DISTANCES[request.distance]} to each other, up to {request.limits.most:g} to "
-        f"the source, found on {_counted(len(found.looked_at))} with seed {request.run.seeds[0]}"
+        f"the source, in the median over {_counted(len(found.looked_at))} with seed {request.run.seeds[0]}"
     )
     description = f"{given}; {how}" if given else how[0].upper() + how[1:]
     return found.setting.model_copy(update={"description": description})
