@@ -51,7 +51,8 @@ BOXES = (
     Box(14, WHOLE, "api", "the Python interface: runs, results, single edits"),
     Box(13, LEFT, "paper", "the paper's tables and figures"),
     Box(13, RIGHT, "sae_validity", "SAEs of known quality"),
-    Box(12, WHOLE, "difference", "why two runs differ"),
+    Box(12, LEFT, "difference", "why two runs differ"),
+    Box(12, RIGHT, "elastic", "evenly spaced strengths"),
     Box(11, WHOLE, "jobs", "a command's work from request to tables; forecasts; doctor"),
     Box(10, WHOLE, "report", "the page with every picture", MEASURING),
     Box(9, WHOLE, "toyworld", "the small world with a known truth, its networks"),
@@ -101,10 +102,10 @@ def draw_way(axes: Axes) -> None:
 
 def draw() -> Figure:
     """Return the figure."""
-    figure = Figure(figsize=(10.6, 10.0), facecolor="white")
+    figure = Figure(figsize=(10.6, 10.6), facecolor="white")
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     axes.set_xlim(0, 13.2)
-    axes.set_ylim(-0.25, 13.15)
+    axes.set_ylim(-0.25, 13.95)
     axes.axis("off")
     for box in BOXES:
         x, y = box.span[0], box.row * STEP
@@ -117,7 +118,7 @@ def draw() -> Figure:
         axes.text(x + 0.18, box.middle[1], box.name, fontsize=11.5, weight="bold", color=TEXT, va="center")
         axes.text(x + box.span[1] - 0.18, box.middle[1], box.what, fontsize=9.5, color=TEXT, va="center", ha="right")
     draw_way(axes)
-    top = 15 * STEP + 0.1
+    top = (max(box.row for box in BOXES) + 1) * STEP + 0.1
     axes.text(LEFT[0], top + 0.5, "Each layer imports from the layers below it only.", fontsize=11, color=TEXT)
     for x, color, name in ((1.1, MAKING, "making"), (3.3, MEASURING, "measuring"), (5.9, SHARED, "used by both")):
         axes.add_patch(FancyBboxPatch((x, top + 0.02), 0.4, 0.26, boxstyle="round,pad=0,rounding_size=0.05",

@@ -24,7 +24,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Methods and examples": (
         "settings_set", "suite", "categories", "examples", "limit", "seeds", "seed", "prompts",
         "labels", "trust_plugins", "dataset", "dataset_config", "revision", "split", "column", "toy_captions",
-        "strengths", "top", "updates", "training_examples", "folds", "detectors",
+        "strengths", "top", "updates", "training_examples", "folds", "detectors", "points", "start",
     ),
     "Edits": (
         "sae", "sae_name", "accept_sae", "sweep", "blocks", "signal", "features", "edit_steps", "regions", "mapping",
@@ -40,7 +40,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Device and memory": (
         "device", "batch_size", "offload", "vae_slicing", "vae_tiling", "attention", "channels_last",
     ),
-    "Scoring": ("profile", "scorer", "scorers", "weights", "metrics"),
+    "Scoring": ("profile", "scorer", "scorers", "weights", "metrics", "distance", "most", "gap"),
     "Files and repetition": (
         "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
         "measure_saes", "json_file", "as_json", "open_page", "check", "licence", "leaderboard",

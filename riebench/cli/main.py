@@ -15,18 +15,19 @@ from typing import Annotated
 import typer
 
 from riebench._version import __version__
-from riebench.cli import paper, run, sae, tasks
+from riebench.cli import run, sae, tasks
 from riebench.cli.commands import DEBUG_FLAG, LOG_FLAG, CommandGroup, RootGroup
 from riebench.cli.common import friendly
 from riebench.cli.names import check_word, words_beginning_with
 from riebench.cli.results import comparisons, stored
+from riebench.cli.studies import paper, ranges
 from riebench.utils.terminal import LOG_LEVELS, log, print_line, set_log_level
 
 app = CommandGroup(cls=RootGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _verb in (
     run.run, run.doctor, run.diff, run.detect, stored.score, stored.tables, stored.leaderboard, comparisons.compare,
     comparisons.compare_models, stored.publish, stored.export, stored.report, stored.agreement, stored.curves,
-    paper.paper,
+    ranges.elastic, paper.paper,
 ):  # fmt: skip
     app.command()(_verb)
 app.add_typer(stored.validity_app, name="validity")

@@ -27,6 +27,8 @@ BASELINE_WORDS = (
 SIGNAL_WORDS = ("update", "output", "input")
 """What is collected of blocks; SAEs are trained on the first two."""
 BLOCK_WORDS = ("each", "together", "both")
+DISTANCE_WORDS = ("lpips", "dreamsim")
+"""Distances between two pictures by which strengths are found."""
 
 Options = Mapping[str, Any]
 """Parameter of a command -> its value."""
@@ -125,6 +127,10 @@ def _check_settings(value: list[str], options: Options) -> None:
 
     for name in value:
         setting_path(name, options["suite"], options["settings_set"])
+
+
+def _check_setting(value: str, options: Options) -> None:
+    _check_settings([value], options)
 
 
 def _check_settings_set(value: str, options: Options) -> None:
@@ -337,6 +343,8 @@ CHECKS: dict[str, Callable[[Any, Options], None]] = {
     "suites": _check_suites,
     "settings_set": _check_settings_set,
     "settings": _check_settings,
+    "setting": _check_setting,
+    "distance": _word_check("--distance", lambda: DISTANCE_WORDS),
     "categories": _check_categories,
     "model": _check_model,
     "models": _check_models,

@@ -147,8 +147,9 @@ def _produce(
 
 
 def generate(
-    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
-) -> list[RunFolder]:
+    request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say, *,
+    loaded: LoadedModel | None = None,
+) -> list[RunFolder]:  # fmt: skip
     """Make the edited pictures that are missing, by the requested engine.
 
     Args:
@@ -156,6 +157,8 @@ def generate(
         tasks: tasks of one suite, as `request.plan` gives them.
         settings: likewise.
         say: function that prints a line for people.
+        loaded: of `load_here`, for callers that generate several times in this process and score by other means; no
+            scorer is then looked for.
 
     Returns:
         The run folders.
@@ -168,8 +171,7 @@ def generate(
     engine, redo = request.engine, request.redo_mode
     for name, why in request.left_out.items():
         say(f"{name} is left out: it cannot run on this model ({why})")
-    made, more = _load(request, tasks, settings, say)
-    _find_scorer(request, made.spec)
+    made, more = (loaded, _notes_here(request)) if loaded is not None else _load(request, tasks, settings, say)
     _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
         for setting in settings:
@@ -209,22 +211,45 @@ def generate(
 def _load(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
 ) -> tuple[LoadedModel | ModelRecipe, dict[str, Any]]:
-    """Load the model if this process generates.
+    """Load the model if this process generates, and find the scorers.
 
     Returns:
         The model, or the recipe by which workers load it; and further options of the engine.
     """
-    engine, recipe, asked = request.engine, request.recipe, request.to_config()
+    engine = request.engine
     if engine.engine == "local":
-        check_files(request, tasks, settings, say)
-        device = pick_device(request.device)
-        say(f"loading {recipe.name} on {device}")
-        model = recipe.load()
-        check_prompts(model, tasks)
-        return model, {"provenance": invocation_notes(request=asked, device=device, **request.options.placement)}
+        model = load_here(request, tasks, settings, say)
+        _find_scorer(request, model.spec)
+        return model, _notes_here(request)
+    _find_scorer(request, request.recipe.spec)
     # Workers load the model, check prompts and report their device.
-    notes = invocation_notes(request=asked, engine=engine.engine, **request.options.placement)
-    return recipe, {"address": engine.address, "workers": engine.workers, "provenance": notes}
+    notes = invocation_notes(request=request.to_config(), engine=engine.engine, **request.options.placement)
+    return request.recipe, {"address": engine.address, "workers": engine.workers, "provenance": notes}
+
+
+def load_here(request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say) -> LoadedModel:
+    """Load the model in this process, and check that it can read the prompts.
+
+    Args:
+        request: the options of the run.
+        tasks: tasks of one suite, as `request.plan` gives them.
+        settings: likewise.
+        say: function that prints a line for people.
+
+    Raises:
+        RiebenchError: as `run_job`.
+    """
+    check_files(request, tasks, settings, say)
+    say(f"loading {request.recipe.name} on {pick_device(request.device)}")
+    model = request.recipe.load()
+    check_prompts(model, tasks)
+    return model
+
+
+def _notes_here(request: RunRequest) -> dict[str, Any]:
+    """Return what run folders say of this process, as an option of the engine."""
+    device, placement = pick_device(request.device), request.options.placement
+    return {"provenance": invocation_notes(request=request.to_config(), device=device, **placement)}
 
 
 def _refuse_another_run(

@@ -40,6 +40,7 @@ ENDS_AT_ONCE: dict[tuple[str, ...], list[str]] = {
     ("diff",): ["a", "b"],
     ("compare-models",): ["none"],
     ("paper",): ["nothing"],
+    ("elastic",): ["no_edit", "--distance", "none"],
 }
 """Command -> arguments with which it would be refused anyway, so that nothing long begins."""
 

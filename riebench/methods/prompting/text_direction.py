@@ -4,8 +4,10 @@ The direction is the difference of means of Ekin and Gandelsman (arXiv 2603.1799
 tokens that name a concept, in prompts with the concept and in prompts without, and the difference is added to the
 tokens that are to change. Here the prompts are those of the training examples, and the tokens are the words in which a
 prompt differs from the other one of its example, where the paper lets a language model write and choose them. The
-paper's elastic range, a search for the strengths at which neighbouring pictures are about equally far apart, is left
-out: every method of a benchmark has the same kind of grid of strengths.
+paper's elastic range, a search for the strengths at which neighbouring pictures are about equally far apart, is not
+part of the method: `riebench.elastic` finds it for any method with strengths, and the configuration
+`text_direction_elastic` has strengths that were found so. A benchmark has one list of strengths for all pictures, where
+the paper searches for each.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Verbs of single studies: `paper` makes its tables, `ranges` finds strengths."""
