@@ -256,7 +256,7 @@ def score(
         folders: run folders; none of them may be open for writing.
         tasks: whole suites, for the prompts; folders of other suites get those that ship under the suite's name.
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
-        second: independent CLIP that gives the metrics of `BY_SECOND`; by default the model's, if it is on this machine.
+        second: independent CLIP that gives those of `BY_SECOND`; by default the model's, if it is on this machine.
         metrics: registered names; by default all of the profile that the examples allow.
         beside: metrics to compute beside these, such as those of scorers that have to be asked for.
         profile: a name of `PROFILES`.

@@ -72,7 +72,9 @@ def test_the_table_stands_beside_that_of_the_blocks(tmp_path: Path) -> None:
     tables = {path.name: table for path, table in model_tables(folder.path.parent, [folder]).items()}
     document, numbers = tables["block_shares"]
     text = document.markdown()
-    assert "## By margin" in text and "| sae | mid.0 | 0.50 [" in text and "| sae | up.0.0 | 0.00 [0.00, 0.00] |" in text
+    assert (
+        "## By margin" in text and "| sae | mid.0 | 0.50 [" in text and "| sae | up.0.0 | 0.00 [0.00, 0.00] |" in text
+    )
     assert {row["block"] for row in csv_rows(numbers.splitlines())} == {"mid.0", "up.0.0"}
 
 

@@ -113,14 +113,16 @@ def _category_shares(group: Sequence[Configuration], measure: str, category: str
         values = np.array([[mean_over_seeds(cell[example]) for cell in cells] for example in examples])
         by_metric.append(shares(counts @ values))
     found = np.mean(by_metric, axis=0)
-    ends = [percentile_interval(found[1:, place]) or (None, None) for place in range(len(group))]
-    return [
-        BlockShare(
-            one.setting, one.strength, measure, "+".join(metrics), category, one.block_set, float(found[0, place]),
-            *ends[place], len(examples),
-        )
-        for place, one in enumerate(group)
-    ]  # fmt: skip
+    rows = []
+    for place, one in enumerate(group):
+        low, high = percentile_interval(found[1:, place]) or (None, None)
+        rows.append(
+            BlockShare(
+                one.setting, one.strength, measure, "+".join(metrics), category, one.block_set, float(found[0, place]),
+                low, high, len(examples),
+            )
+        )  # fmt: skip
+    return rows
 
 
 def per_block_share(found: Iterable[Configuration]) -> tuple[Document, str] | None:
