@@ -39,7 +39,8 @@ def bars_sentence(figures: dict[str, Any]) -> str:
     both = f"{weakest} is the weakest of both" if weakest == other else f"{weakest} is its weakest"
     return (
         f"**It {verdict}{by_little}. Patching all blocks reaches {reached} of {EDITS * len(whole)} edits. It shows "
-        f"{dit['accuracy']:.1%} of the attributes as captioned, toy-turbo {_mean(dit['turbo_by_attribute']):.1%}; "
+        f"{100 * dit['accuracy']:.1f} % of the attributes as captioned, toy-turbo "
+        f"{100 * _mean(dit['turbo_by_attribute']):.1f} %; "
         f"{both}.\n"
     )
 
@@ -59,8 +60,8 @@ def carried_sentence(figures: dict[str, Any]) -> str:
     return (
         f"**The block that matters {verdict}** ({first}): its SAE keeps {kept[first]:.2f} of {whole[first]:.2f}. What "
         f"does not carry over is how complete the SAEs are. Those of toy-turbo lose {max(turbo):.2f} at most; those of "
-        f"toy-dit lose {1 - kept[second] / whole[second]:.0%} of what {second} does, and of the styles that all blocks "
-        f"together turn, {style[1]:.2f} of {style[0]:.2f} are left.\n"
+        f"toy-dit lose {100 - 100 * kept[second] / whole[second]:.0f} % of what {second} does, and of the styles that all "
+        f"blocks together turn, {style[1]:.2f} of {style[0]:.2f} are left.\n"
     )
 
 
