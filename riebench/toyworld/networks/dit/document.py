@@ -60,8 +60,8 @@ def carried_sentence(figures: dict[str, Any]) -> str:
     return (
         f"**The block that matters {verdict}** ({first}): its SAE keeps {kept[first]:.2f} of {whole[first]:.2f}. What "
         f"does not carry over is how complete the SAEs are. Those of toy-turbo lose {max(turbo):.2f} at most; those of "
-        f"toy-dit lose {100 - 100 * kept[second] / whole[second]:.0f} % of what {second} does, and of the styles that all "
-        f"blocks together turn, {style[1]:.2f} of {style[0]:.2f} are left.\n"
+        f"toy-dit lose {100 - 100 * kept[second] / whole[second]:.0f} % of what {second} does, and of the styles that "
+        f"all blocks together turn, {style[1]:.2f} of {style[0]:.2f} are left.\n"
     )
 
 

@@ -73,7 +73,9 @@ def _agreement(values: Sequence[Floats], truth: Sequence[Floats], *, signed: boo
     table, goal = _tables(values, None, signed), _tables(truth, None)
     draws = [rng.integers(0, len(one), (REPLICATES, len(one))) for one in values]
     orders = [rng.random((REPLICATES, len(one))).argsort(1) for one in values]
-    rows = [(one[:, : one.shape[1] // 2], one[:, one.shape[1] // 2 :]) for one in orders]
+    # A single example, in a quick look, is its own other half.
+    sizes = [max(one.shape[1] // 2, 1) for one in orders]
+    rows = [(one[:, :size], one[:, -size:]) for one, size in zip(orders, sizes, strict=True)]
     halves = [[half[place] for half in rows] for place in (0, 1)]
     correlations = _paired(_tables(values, draws, signed), _tables(truth, draws))
     low, high = np.percentile(correlations, [2.5, 97.5])

@@ -125,7 +125,8 @@ def reasons(figures: dict[str, Any]) -> str:
         f"{_with_interval(agreement[PATCHING]['gain'])}. In pixels, the benchmark's own pictures agree by "
         f"{each('pixels', 'spearman')}.",
         f"The margin does not mend the edit. It gives {block} a share of {by_margin} in the {label}, where patching "
-        f"gives it {mixed['shares'][PATCHING][LEFT_OUT][block]:.2f}; but what moved a little now ranks above what did not.",
+        f"gives it {mixed['shares'][PATCHING][LEFT_OUT][block]:.2f}; but what moved a little now ranks above what did "
+        f"not.",
         f"It is not noise alone. The noise of both sides allows {each('gain', 'ceiling')} by gain and "
         f"{each('margin', 'ceiling')} by margin.",
     ]
