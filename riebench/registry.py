@@ -412,6 +412,7 @@ for _name, _target in {
     "clip_gain": "riebench.scoring.metrics.clip:clip_gain",
     "clip_gain_2": "riebench.scoring.metrics.clip:clip_gain_2",
     "clip_margin": "riebench.scoring.metrics.clip:clip_margin",
+    "clip_margin_2": "riebench.scoring.metrics.clip:clip_margin_2",
     "clip_direction": "riebench.scoring.metrics.clip:clip_direction",
     "clip_image": "riebench.scoring.metrics.clip:clip_image",
     "clip_region_gain": "riebench.scoring.metrics.clip:clip_region_gain",

@@ -20,7 +20,7 @@ from riebench.models.clip import is_measured_by
 from riebench.models.presets import scorer_for, second_scorer_for
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Reason
-from riebench.scoring.profiles import DEFAULT, PROFILES, Profile
+from riebench.scoring.profiles import BY_SECOND, DEFAULT, PROFILES, Profile
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import Invocation, mixed_versions
 from riebench.store.records import EditRecord, RunSpec, UnitKey
@@ -558,7 +558,7 @@ def backbones_shown(folder: RunFolder, scores: ScoreTable) -> dict[str, str]:
     last = {pair: scores.last_place(*pair, Reason.NO_WEIGHTS) for pair in scores.measured}
     shown: dict[str, str] = {}
     for metric, backbone in sorted((pair for pair, place in last.items() if place >= 0), key=last.__getitem__):
-        scorer = second if metric == "clip_gain_2" and second is not None else usual
+        scorer = second if metric in BY_SECOND and second is not None else usual
         if is_measured_by(backbone, scorer) or not is_measured_by(shown.get(metric, ""), scorer):
             shown[metric] = backbone
     return shown

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from riebench.analysis.compare import check_claims, contrast_part
+from riebench.analysis.compare.blocks import MARGINS, per_block_share
 from riebench.analysis.configurations import (
     EVERYTHING,
     LARGEST_SCORE,
@@ -426,10 +427,14 @@ def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
     tables: dict[Path, TablePair] = {}
     for name in scored_profiles(folders) if profile is None else [profile]:
         folder = model_folder / "tables" / PROFILES[name].folder
-        found = [configuration for run in folders for configuration in configurations(run, name)]
+        extra = MARGINS if name == DEFAULT else ()
+        found = [configuration for run in folders for configuration in configurations(run, name, extra)]
         tables[folder / "per_block"] = per_block(found)
         tables[folder / "per_category"] = per_category(found)
         tables[folder / "per_method"] = per_method(found)
+        shares = per_block_share(found) if name == DEFAULT else None
+        if shares is not None:
+            tables[folder / "block_shares"] = shares
     if profile in (None, DEFAULT):
         tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
         tables[model_folder / "tables" / "switched"] = per_switched_count(folders)

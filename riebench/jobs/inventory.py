@@ -42,7 +42,7 @@ from riebench.models.presets import (
     second_scorer_for,
 )
 from riebench.models.spec import ASSET, HALF_DTYPES, ModelOptions, parse_lora
-from riebench.scoring.profiles import OPTIONAL_METRICS, is_left_to_request, profile_metrics
+from riebench.scoring.profiles import BY_SECOND, OPTIONAL_METRICS, is_left_to_request, profile_metrics
 from riebench.scoring.scorers import REQUESTED, ScorerChoice
 from riebench.tasks.schema import Setting
 from riebench.utils.hub import fetch, split_revision
@@ -308,9 +308,13 @@ def scorer_checks(known: ModelInfo, scorers: ScorerChoice, profile: str, weights
     checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
     second = scorers.second or second_scorer_for(known.spec)
     networks = Networks(first, second=second, weights=weights, offline=True)
-    for metric in (METRICS.get(name) for name in profile_metrics(profile, METRICS.usable())):
+    first_of: dict[str, Metric] = {}
+    for name in profile_metrics(profile, METRICS.usable()):
+        first_of.setdefault(METRICS.get(name).backbone, METRICS.get(name))
+    # One network is looked for once, by the name of the first metric that needs it.
+    for metric in first_of.values():
         foreign = METRICS.package(metric.name) is not None
-        named = metric.name == "clip_gain_2" and scorers.second is not None
+        named = metric.name in BY_SECOND and scorers.second is not None
         optional = foreign or (metric.name in OPTIONAL_METRICS and not named)
         if is_shipped(known.spec) and optional and not foreign and is_left_to_request(metric.name, second):
             continue

@@ -133,7 +133,9 @@ def metric_format(name: str) -> MetricFormat:
     return stated
 
 
-OPTIONAL_METRICS: tuple[str, ...] = ("clip_gain_2", "structure")
+BY_SECOND: tuple[str, ...] = ("clip_gain_2", "clip_margin_2")
+"""Metrics that the second, independent scorer gives."""
+OPTIONAL_METRICS: tuple[str, ...] = (*BY_SECOND, "structure")
 """Metrics of the default profile that are left out, with a note, if their network is not on the machine."""
 
 
@@ -146,7 +148,7 @@ def is_left_to_request(metric: str, second: str | None) -> bool:
         metric: its name.
         second: the second scorer, as `ClipSpec.parse` reads it; None for none.
     """
-    ships = metric == "clip_gain_2" and second is not None and ClipSpec.parse(second).asset is not None
+    ships = metric in BY_SECOND and second is not None and ClipSpec.parse(second).asset is not None
     return metric in OPTIONAL_METRICS and not ships
 
 

@@ -25,7 +25,7 @@ from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.scoring.metrics.judge import SIDE
 from riebench.scoring.metrics.networks import Networks
-from riebench.scoring.profiles import DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
+from riebench.scoring.profiles import BY_SECOND, DEFAULT, OPTIONAL_METRICS, is_left_to_request, profile_metrics
 from riebench.scoring.scorers import ON_REQUEST
 from riebench.store.folder import RunFolder
 from riebench.store.invocations import invocation_notes
@@ -256,7 +256,7 @@ def score(
         folders: run folders; none of them may be open for writing.
         tasks: whole suites, for the prompts; folders of other suites get those that ship under the suite's name.
         scorer: CLIP to use (see `ClipSpec.parse`); by default the one that belongs to each folder's model.
-        second: independent CLIP that gives `clip_gain_2`; by default the model's, if it is on this machine.
+        second: independent CLIP that gives those of `BY_SECOND`; by default the model's, if it is on this machine.
         metrics: registered names; by default all of the profile that the examples allow.
         beside: metrics to compute beside these, such as those of scorers that have to be asked for.
         profile: a name of `PROFILES`.
@@ -283,7 +283,7 @@ def score(
     # Metrics of installed packages come unrequested; they must not stop what would be scored without them.
     optional = {*OPTIONAL_METRICS, *METRICS.from_packages()}
     requested = {*(metrics or ()), *beside, *(names if profile != DEFAULT else [])}
-    requested |= {"clip_gain_2"} if second else set()
+    requested |= {*BY_SECOND} if second else set()
     suites = _Suites(tasks or ())
     total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
     for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():

@@ -102,6 +102,9 @@ def transformer(
 def shares(
     results: Annotated[Path, typer.Argument(help="results folder with scored runs of toy-mixed on the toy suite")],
     limit: Annotated[int | None, typer.Option(help="at most so many examples a category")] = None,
+    first_world: Annotated[
+        Path | None, typer.Option(help="results folder with such runs of toy-turbo, to compare")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="writes the figures there")] = None,
 ) -> None:
     """Hold toy-mixed's table of blocks against the planted shares.
@@ -111,14 +114,14 @@ def shares(
     from riebench.toyworld.networks.mixed.figures import BAR, PATCHING
     from riebench.toyworld.networks.mixed.measure import measure_shares
 
-    figures = measure_shares(results, limit=limit)
+    figures = measure_shares(results, limit=limit, first_world=first_world)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
     typer.echo(f"attributes right without an edit: {figures['mixed_accuracy']:.3f}")
     for measure, found in figures["recovery"].items():
         verdict = "" if measure == PATCHING else " (cleared)" if found["patching"] >= BAR else f" (MISSED {BAR})"
         typer.echo(
-            f"{measure:16} Spearman with planted shares {found['planted']:.2f}, with patching "
+            f"{measure:26} Spearman with planted shares {found['planted']:.2f}, with patching "
             f"{found['patching']:.2f}{verdict}; significant in {found['null']['significant']:.1%} of null worlds"
         )
 

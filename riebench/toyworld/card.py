@@ -14,20 +14,14 @@ from numpy.typing import NDArray
 
 from riebench.errors import RiebenchError
 from riebench.models.assets import read_manifest
-from riebench.models.families.sdxl.names import BLOCKS
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS, CLIPS
-from riebench.toyworld.networks.dit.measure import ACCURACY_BAR, PATCH_BAR, TOP1_DISTANCE, VARIANCE_BAR
-from riebench.toyworld.networks.mixed.figures import PATCHING
+from riebench.toyworld.networks.dit.document import DIT_SENTENCES, transformer_bars
+from riebench.toyworld.networks.mixed.document import MIXED_PARTS, table
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """A generated part of the card: everything between its two marks."""
-
-
-def _table(header: list[str], rows: list[list[object]]) -> str:
-    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _bars(figures: dict[str, Any]) -> str:
@@ -35,7 +29,7 @@ def _bars(figures: dict[str, Any]) -> str:
         [f"`{key}`", f"{figures[key]:.3f}", f"{bar:.2f}", "yes" if figures[key] >= bar else "**no**"]
         for key, bar in BARS.items()
     ]
-    return _table(["figure", "measured", "bar", "cleared"], rows)
+    return table(["figure", "measured", "bar", "cleared"], rows)
 
 
 def _attributes(figures: dict[str, Any]) -> str:
@@ -50,12 +44,12 @@ def _attributes(figures: dict[str, Any]) -> str:
          *(f"{figures[f'{key}_by_attribute'][name]:.3f}" for key in columns.values())]
         for name in ATTRIBUTES
     ]  # fmt: skip
-    return _table(["attribute", "renders: share read", *columns], rows)
+    return table(["attribute", "renders: share read", *columns], rows)
 
 
 def _blocks(figures: dict[str, Any]) -> str:
     effects = figures["block_effect_by_block"]
-    return _table(["block", "LPIPS without its update"], [[block, f"{value:.3f}"] for block, value in effects.items()])
+    return table(["block", "LPIPS without its update"], [[block, f"{value:.3f}"] for block, value in effects.items()])
 
 
 def _patches(figures: dict[str, Any]) -> str:
@@ -66,7 +60,7 @@ def _patches(figures: dict[str, Any]) -> str:
         for category in CATEGORY_ATTRIBUTE
     ]
     mean: list[object] = ["mean", *(f"{figures['patch_reach_mean'][key]:.2f}" for key in names)]
-    return _table(["category", *names.values()], [*rows, mean])
+    return table(["category", *names.values()], [*rows, mean])
 
 
 def _saes(figures: dict[str, Any]) -> str:
@@ -74,7 +68,7 @@ def _saes(figures: dict[str, Any]) -> str:
     for setting, blocks in figures["sae_by_block"].items():
         for block, entry in blocks.items():
             rows.append([setting, block, f"{entry['ev']:.3f}", f"{entry['l0']:.1f}", f"{entry['dead']:.3f}"])
-    return _table(["setting", "block", "explained variance", "L0", "dead share"], rows)
+    return table(["setting", "block", "explained variance", "L0", "dead share"], rows)
 
 
 def _sizes(figures: dict[str, Any]) -> str:
@@ -82,7 +76,7 @@ def _sizes(figures: dict[str, Any]) -> str:
     for name, entry in read_manifest().items():
         sizes[name.split("/")[0]] = sizes.get(name.split("/")[0], 0) + entry["size"]
     rows: list[list[object]] = [[name, f"{size / 2**20:.2f}"] for name, size in sizes.items()]
-    return _table(["asset", "MiB"], [*rows, ["all", f"{sum(sizes.values()) / 2**20:.2f}"]])
+    return table(["asset", "MiB"], [*rows, ["all", f"{sum(sizes.values()) / 2**20:.2f}"]])
 
 
 def _speed(figures: dict[str, Any]) -> str:
@@ -96,38 +90,7 @@ def _speed(figures: dict[str, Any]) -> str:
         rows.append([what, f"{figures[f'{key}_top1']:.3f}"])
     explained = ", ".join(f"{figures[f'sae_ev_{key}']:.3f}" for key in ("1step", "4step", "base"))
     rows.append(["explained variance of the SAEs: 1 step, 4 steps, toy-base", explained])
-    return _table(["what", "measured"], rows)
-
-
-def _shares(figures: dict[str, Any]) -> str:
-    mixed = figures["mixed"]
-    columns = [mixed["planted"], *mixed["shares"].values()]
-    rows: list[list[object]] = [
-        [category.replace("_", " "), block, *(f"{table[category][block]:.2f}" for table in columns)]
-        for category in CATEGORY_ATTRIBUTE for block in BLOCKS
-    ]  # fmt: skip
-    return _table(["category", "block", "planted", *_measure_names(mixed["shares"])], rows)
-
-
-def _measure_names(measures: Iterable[str]) -> list[str]:
-    return [measure if measure == PATCHING else f"`{measure}`" for measure in measures]
-
-
-def _recovery(figures: dict[str, Any]) -> str:
-    rows: list[list[object]] = []
-    recovery = figures["mixed"]["recovery"]
-    for name, found in zip(_measure_names(recovery), recovery.values(), strict=True):
-        null = found["null"]
-        low, middle, high = null["planted"]
-        rows.append(
-            [name, f"{found['planted']:.2f}", f"{found['patching']:.2f}", f"{found['evidence']:.4f}",
-             f"{middle:.2f} [{low:.2f}, {high:.2f}]", f"{null['significant']:.1%}", f"{null['evidence']:.1%}"]
-        )  # fmt: skip
-    header = [
-        "shares by", "with planted shares", "with patching", "p of \"no roles\"", "null: with planted shares",
-        "null: correlation significant", "null: roles significant",
-    ]  # fmt: skip
-    return _table(header, rows)
+    return table(["what", "measured"], rows)
 
 
 def _attacks(figures: dict[str, Any]) -> str:
@@ -135,27 +98,21 @@ def _attacks(figures: dict[str, Any]) -> str:
         [attacked, *(f"{shares[scorer]:.0%}" for scorer in CLIPS.values())]
         for attacked, shares in figures["attack_gains"].items()
     ]
-    return _table(["attacked", *(f"gain by {scorer}" for scorer in CLIPS.values())], rows)
+    return table(["attacked", *(f"gain by {scorer}" for scorer in CLIPS.values())], rows)
 
 
 def _transformer(figures: dict[str, Any]) -> str:
-    dit = figures["dit"]
     rows: list[list[object]] = [
-        ["attributes shown as captioned, 4 steps", dit["accuracy"], f"{ACCURACY_BAR:.2f}"],
-        ["caption found by toy-clip among 100", dit["clip_top1"], f"{dit['turbo_clip_top1'] - TOP1_DISTANCE:.3f}"],
-        ["target reached by patching all blocks", dit["patch_reach"], f"{PATCH_BAR:.2f}"],
-        ["variance that SAEs explain, mean over blocks", dit["sae_ev"], f"{VARIANCE_BAR:.2f}"],
+        [name, f"{value:.3f}", f"{bar:.{digits}f}", "yes" if value >= bar else "**no**"]
+        for name, (value, bar, digits) in transformer_bars(figures["dit"]).items()
     ]
-    for row in rows:
-        row.append("yes" if float(str(row[1])) >= float(str(row[2])) else "**no**")
-        row[1] = f"{row[1]:.3f}"
-    return _table(["figure", "measured", "bar", "cleared"], rows)
+    return table(["figure", "measured", "bar", "cleared"], rows)
 
 
 def _transformer_attributes(figures: dict[str, Any]) -> str:
     dit, turbo = figures["dit"]["by_attribute"], figures["dit"]["turbo_by_attribute"]
     rows: list[list[object]] = [[name, f"{dit[name]:.3f}", f"{turbo[name]:.3f}"] for name in ATTRIBUTES]
-    return _table(["attribute", "toy-dit", "toy-turbo"], rows)
+    return table(["attribute", "toy-dit", "toy-turbo"], rows)
 
 
 def _places(figures: dict[str, Any]) -> str:
@@ -166,7 +123,7 @@ def _places(figures: dict[str, Any]) -> str:
         for category in CATEGORY_ATTRIBUTE
     ]
     rows.append(["mean", *(f"{_mean(tables[model][key].values()):.2f}" for model, key in columns)])
-    return _table(["category", *(f"{model}: {PLACE_NAMES.get(key, key)}" for model, key in columns)], rows)
+    return table(["category", *(f"{model}: {PLACE_NAMES.get(key, key)}" for model, key in columns)], rows)
 
 
 def _single_blocks(table: dict[str, Any]) -> list[str]:
@@ -184,7 +141,7 @@ def _carried(figures: dict[str, Any]) -> str:
         for key in ("all", *_single_blocks(whole)):
             name = PLACE_NAMES.get(key, key)
             rows.append([model, name, f"{_mean(whole[key].values()):.2f}", f"{_mean(kept[key].values()):.2f}"])
-    return _table(["model", "patched", "by whole updates", "by what SAEs keep"], rows)
+    return table(["model", "patched", "by whole updates", "by what SAEs keep"], rows)
 
 
 def _transformer_saes(figures: dict[str, Any]) -> str:
@@ -192,15 +149,15 @@ def _transformer_saes(figures: dict[str, Any]) -> str:
         [block, f"{entry['ev']:.3f}", f"{entry['l0']:.1f}", f"{entry['dead']:.3f}"]
         for block, entry in figures["dit"]["sae_by_block"].items()
     ]
-    return _table(["block", "explained variance", "L0", "dead share"], rows)
+    return table(["block", "explained variance", "L0", "dead share"], rows)
 
 
 PLACE_NAMES = {"target": "target prompt", "all": "all blocks"}
 PARTS = {
     "bars": _bars, "attributes": _attributes, "blocks": _blocks, "patches": _patches, "saes": _saes, "sizes": _sizes,
-    "speed": _speed, "shares": _shares, "recovery": _recovery, "attacks": _attacks,
+    "speed": _speed, "attacks": _attacks,
     "transformer": _transformer, "transformer_attributes": _transformer_attributes, "places": _places,
-    "carried": _carried, "transformer_saes": _transformer_saes,
+    "carried": _carried, "transformer_saes": _transformer_saes, **MIXED_PARTS, **DIT_SENTENCES,
 }  # fmt: skip
 MIXED_FIGURES = "toyworld-mixed.json"
 DIT_FIGURES = "toyworld-dit.json"

@@ -29,6 +29,7 @@ from riebench.scoring.metrics.clip import (
     clip_gain,
     clip_image,
     clip_margin,
+    clip_margin_2,
     clip_region_gain,
     clip_target,
     region_box,
@@ -130,6 +131,8 @@ def test_definitions(first: int, second: int, target: str) -> None:
     projection = (edited - source) @ (text / length)
     assert clip_margin(one, networks) == pytest.approx([length * projection], abs=1e-12)
     assert clip_direction(one, networks) == pytest.approx([projection / np.linalg.norm(edited - source)], abs=1e-9)
+    by_second = Networks(ready={"clip2": fake.scorer()})
+    assert clip_margin_2(one, by_second) == clip_margin(one, networks)
 
 
 def test_identical_pictures() -> None:

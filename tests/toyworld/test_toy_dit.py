@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
+from paths import ROOT
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -26,8 +27,8 @@ from riebench.toyworld.__main__ import app
 from riebench.toyworld.captions import MEANING_WORDS, caption, training_captions, vocabulary
 from riebench.toyworld.data import Pool, held_out_scenes
 from riebench.toyworld.networks import vae
-from riebench.toyworld.networks.dit import autoencoder, measure, training
-from riebench.toyworld.networks.dit.measure import reconstruct
+from riebench.toyworld.networks.dit import autoencoder, document, measure, training
+from riebench.toyworld.networks.dit.measure import PATCH_BAR, reconstruct
 from riebench.toyworld.networks.dit.pipeline import assemble, generate
 from riebench.toyworld.networks.dit.text import TOKENS, CaptionEncoder
 from riebench.toyworld.networks.dit.transformer import BLOCKS, build, image_positions, pack
@@ -264,6 +265,48 @@ def test_the_generator_makes_the_pictures_of_the_pipeline_itself(shipped: Loaded
     made = evaluate.generate(shipped, captions, evaluate.Sizes(), "toy-dit")
     pipe = FluxPipeline.from_pretrained(asset_folder("toy-dit"), torch_dtype=torch.float32)
     assert np.abs(generate(pipe, captions).astype(int) - made).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Any]:
+    """The stored figures, which the card quotes."""
+    figures: dict[str, Any] = json.loads((ROOT / "docs" / "toyworld-dit.json").read_text())
+    return figures
+
+
+def test_the_card_says_of_places_what_the_stored_figures_do(stored: dict[str, Any]) -> None:
+    """The sentences of the card on where things live, which no code makes."""
+    whole, turbo = (stored["reached"][model]["whole"] for model in ("toy-dit", "toy-turbo"))
+    third = whole["double.2"]
+    assert max(BLOCKS, key=lambda block: sum(whole[block].values())) == "double.2" == BLOCKS[2]
+    assert third["change_object"] == third["change_color"] == 1 and third["change_background"] > 0.9
+    more = ("add_object", "delete_object", "change_content", "change_pose")
+    assert min(third[category] for category in more) == 1 and third["change_material"] > 0.5
+    for block in ("double.1", "single.1"):
+        assert whole[block]["change_object"] > 0.5
+        assert max(whole[block]["change_color"], whole[block]["change_background"]) <= 0.334
+    shape = {"change_object", "change_pose", "delete_object"}
+    assert {category for category, share in whole["double.1"].items() if share > 0.5} == shape
+    assert max(share for category, share in whole["double.1"].items() if category not in shape) < 0.2
+    assert max(whole["double.0"].values()) < 0.2 and max(whole[block]["change_style"] for block in BLOCKS) < 0.2
+    assert all(whole["all"][category] < third[category] for category in ("change_color", "change_material"))
+    for category in ("change_object", "change_color", "change_background"):
+        assert sorted(turbo[block][category] for block in ("down.2.1", "mid.0", "up.0.0", "up.0.1")) == [0, 0, 0, 1]
+
+
+def test_sentences_on_bars_and_saes_follow_the_figures(stored: dict[str, Any]) -> None:
+    text = document.bars_sentence({"dit": stored})
+    assert text.startswith("**It clears its bars**") and "98 of 108 edits" in text
+    assert "(target reached by patching all blocks: by a little only)" in text
+    worse = document.bars_sentence({"dit": stored | {"patch_reach": PATCH_BAR - 0.001}})
+    assert worse.startswith("**It misses 1 of its 4 bars** (target reached by patching all blocks)")
+    assert "is found by SAEs as by whole updates** (double.2): its SAE keeps 0.84 of 0.86" in document.carried_sentence(
+        {"dit": stored}
+    )
+    reached = stored["reached"]
+    other = {**reached["toy-dit"]["sae"], "double.1": dict.fromkeys(reached["toy-dit"]["sae"]["double.1"], 1.0)}
+    changed = stored | {"reached": {**reached, "toy-dit": {**reached["toy-dit"], "sae": other}}}
+    assert "is another by SAEs than by whole updates" in document.carried_sentence({"dit": changed})
 
 
 def test_a_table_of_the_blocks_comes_from_one_command(tmp_path: Path) -> None:

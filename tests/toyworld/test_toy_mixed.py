@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from paths import ROOT
 
 from riebench.errors import RiebenchError
 from riebench.generation.generator import Generator
@@ -24,10 +26,14 @@ from riebench.toyworld.captions import caption, parse
 from riebench.toyworld.card import fill_card
 from riebench.toyworld.make import make
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
+from riebench.toyworld.networks.mixed import document, measure, pictures, training
 from riebench.toyworld.networks.mixed import figures as mixed_figures
-from riebench.toyworld.networks.mixed import measure, training
+from riebench.toyworld.networks.mixed.agreement import LEFT_OUT, TRIED, agreement_figures, example_figures
 from riebench.toyworld.networks.mixed.figures import (
+    BAR,
     PATCHING,
+    TRUTH,
+    block_table,
     exchanged,
     means,
     outcomes,
@@ -35,7 +41,6 @@ from riebench.toyworld.networks.mixed.figures import (
     rank_correlation,
     recovery_figures,
     role_evidence,
-    shares,
 )
 from riebench.toyworld.networks.mixed.network import RANK, InnerLevel, fold, make_student, second_level
 from riebench.toyworld.networks.mixed.roles import PLANTED, later_blocks, planted_share
@@ -111,7 +116,7 @@ def test_progress_is_measured_from_the_first_to_the_second() -> None:
     assert training.progress(between, first, second).tolist() == pytest.approx([1, 0.25, 0])
     edited = np.array([[0, 0], [0, 200], [50, 100]], np.uint8).reshape(3, 1, 2, 1)
     sources, targets = np.zeros_like(edited), np.full_like(edited, 200)
-    found = measure.picture_progress(edited, sources, targets)
+    found = pictures.picture_progress(edited, sources, targets)
     assert found.tolist() == pytest.approx([0, 0.5, 0.375])
 
 
@@ -222,32 +227,36 @@ def test_blocks_of_the_shipped_model_read_all_words_and_write_few_dimensions() -
                 assert (weight[:, foreign] != 0).float().mean() > 0.99
 
 
+METRICS = sorted({metric for metrics in TRIED.values() for metric in metrics})
+
+
 def made_up(*, follows: bool, noise: float = 0.2, scale: float = 1.0) -> pd.DataFrame:
-    """Outcomes of edits that follow the planted shares, or say nothing of blocks."""
+    """Outcomes of edits that follow the planted shares, or say nothing of blocks; every metric has its own noise."""
     rng, rows = np.random.default_rng(1), []
     for category, attribute in CATEGORY_ATTRIBUTE.items():
         for example in range(12):
-            for measured in (PATCHING, "sae"):
+            for edit in (PATCHING, "sae"):
                 for block in BLOCKS:
-                    value = (PLANTED[attribute][block] if follows else 0.25) + rng.normal(0, noise)
-                    rows.append(
-                        {"category": category, "example": f"{category}-{example}", "block": block,
-                         "measure": measured, "value": scale * value}
-                    )  # fmt: skip
+                    planted = PLANTED[attribute][block] if follows else 0.25
+                    rows += [
+                        {"category": category, "example": f"{category}-{example}", "block": block, "edit": edit,
+                         "metric": metric, "value": scale * (planted + rng.normal(0, noise))}
+                        for metric in METRICS
+                    ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def test_shares_are_of_the_gains_above_zero() -> None:
-    found = shares(np.array([[3.0, 1.0, 0.0, -2.0], [-1.0, -1.0, 0.0, 0.0]]))
-    assert found.tolist() == [[0.75, 0.25, 0, 0], [0, 0, 0, 0]]
+def test_a_table_is_the_mean_of_the_shares_by_each_metric() -> None:
+    found = block_table(np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 5.0], [-2.0, 5.0]]))
+    assert found.tolist() == [0.375, 0.125, 0.25, 0.25]
 
 
 def test_the_table_recovers_planted_shares_and_null_worlds_show_nothing() -> None:
     found = recovery_figures(made_up(follows=True), ["sae"])
     assert found["planted"]["change_color"] == PLANTED["color"]
-    assert found["shares"]["sae"]["change_color"]["up.0.1"] == pytest.approx(0.55, abs=0.1)
-    sae = found["recovery"]["sae"]
-    assert min(sae["planted"], sae["patching"]) > 0.8 and sae["evidence"] < 0.01
+    assert found["shares"]["sae by margin"]["change_color"]["up.0.1"] == pytest.approx(0.55, abs=0.1)
+    sae = found["recovery"]["sae by margin"]
+    assert min(sae["planted"], sae["patching"]) > 0.8 and sae["evidence"] < 0.01 and sae["first"] >= 8
     low, middle, high = sae["null"]["planted"]
     assert low < -0.1 < middle < 0.1 < high
     assert sae["null"]["significant"] < 0.12 and sae["null"]["evidence"] < 0.12
@@ -256,42 +265,94 @@ def test_the_table_recovers_planted_shares_and_null_worlds_show_nothing() -> Non
 
 
 def test_blocks_without_roles_are_no_evidence() -> None:
-    values = outcomes(made_up(follows=False), "sae")
+    values = outcomes(made_up(follows=False), "sae", ("clip_margin", "clip_margin_2"))
     assert role_evidence(values) > 0.05
-    assert abs(rank_correlation(shares(means(values))[None], planted_table())[0]) < 0.5
+    assert abs(rank_correlation(block_table(means(values))[None], planted_table())[0]) < 0.5
 
 
 def test_exchanging_blocks_keeps_what_an_example_reaches_in_all() -> None:
-    values = outcomes(made_up(follows=True), "sae")
+    values = outcomes(made_up(follows=True), "sae", ("clip_margin", "clip_margin_2"))
+    values = [np.concatenate([one, 2 * one[..., :1]], axis=-1) for one in values]
     found = exchanged(values, 50, np.random.default_rng(2))
     assert np.allclose(found.sum(2), means(values).sum(1))
     assert not np.allclose(found[0], found[1])
+    assert np.allclose(found[..., 2], 2 * found[..., 0])  # the metrics of an example change places together
 
 
 def test_a_null_world_is_one_of_the_ways_to_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without exchange every world is the mixed one, and what is planted there is found in all of them.
     monkeypatch.setattr(mixed_figures, "exchanged", lambda values, count, _rng: np.stack([means(values)] * count))
-    found = mixed_figures.null_figures(outcomes(made_up(follows=True), "sae"), planted_table())
+    found = mixed_figures.null_figures(outcomes(made_up(follows=True), "sae", ("clip_gain",)), planted_table())
     assert found["planted"][0] == found["planted"][2] > 0.8
 
 
-def test_the_card_shows_shares_and_recovery() -> None:
-    figures = {"mixed": recovery_figures(made_up(follows=True, noise=0), ["sae"])}
-    marks = "<!-- figures: {} -->\nold\n<!-- end -->\n"
-    text = fill_card(marks.format("shares") + marks.format("recovery"), figures)
-    assert "| change color | up.0.1 | 0.55 | 0.55 | 0.55 |" in text
-    assert "| patching | 1.00 | 1.00 | 0.0005 |" in text and "| `sae` | 1.00 |" in text and "old" not in text
+@pytest.fixture(scope="module")
+def mixed() -> dict[str, Any]:
+    """Figures of made-up outcomes in which the margins follow the roles, and the gain misses those of the pose."""
+    frame = made_up(follows=True, noise=0.02)
+    pose = (frame["category"] == LEFT_OUT) & (frame["edit"] == "sae") & (frame["metric"] == "clip_gain")
+    frame.loc[pose, "value"] *= -1
+    agreement = agreement_figures(frame, ["sae"])
+    return {
+        "mixed_accuracy": 0.99, **recovery_figures(frame, ["sae"]), "agreement": agreement,
+        "means": example_figures(frame),
+        "first_world": {"agreement": agreement, "planted": {PATCHING: 0.9, "sae by margin": 0.8}},
+    }  # fmt: skip
+
+
+def test_every_measure_is_compared_with_patching_with_its_noise(mixed: dict[str, Any]) -> None:
+    sae = mixed["agreement"]["sae"]
+    assert set(sae) == set(TRIED) and set(mixed["agreement"][PATCHING]) == {*TRIED} - {"pixels"}
+    assert all(one["low"] <= one["spearman"] + 0.05 and one["spearman"] - 0.05 <= one["high"] for one in sae.values())
+    assert sae["gain"]["spearman"] < sae["gain"]["without_pose"] - 0.05 < sae["margin"]["spearman"]
+    assert 0.9 < sae["margin"]["ceiling"] <= 1
+    noisy = agreement_figures(made_up(follows=True, noise=2), ["sae"])["sae"]["margin"]
+    assert noisy["ceiling"] < sae["margin"]["ceiling"] - 0.1 and noisy["high"] - noisy["low"] > 0.1
+    assert mixed["means"]["sae"]["gain"]["mid.0"] == pytest.approx(-0.55, abs=0.03)
+
+
+def test_the_card_shows_tables_and_verdicts(mixed: dict[str, Any]) -> None:
+    marks = "".join(f"<!-- figures: {name} -->\nold\n<!-- end -->\n" for name in document.MIXED_PARTS)
+    text = fill_card(marks, {"mixed": mixed})
+    assert "| change color | up.0.1 | 0.55 | 0.5" in text and "old" not in text
+    assert "| patching | 0.9" in text and "| `sae` by margin | 0.9" in text
+    assert "**By margin the table clears the bar**" in text and "the margin is the better one there too" in text
+    agreement = mixed["agreement"]["sae"]
+    for value, verdict in ((BAR - 0.01, "misses"), (BAR, "clears")):
+        changed = {
+            **mixed,
+            "agreement": {PATCHING: {}, "sae": {**agreement, "gain": agreement["gain"] | {"spearman": value}}},
+        }
+        assert f"**By gain the table {verdict} the bar**: {value:.2f}" in document.recovery_verdict({"mixed": changed})
 
 
 def test_shares_need_scored_runs(tmp_path: Path) -> None:
     with pytest.raises(RiebenchError, match="no run of activation_patch on toy-mixed in each of its four blocks: run"):
-        measure.block_gains(tmp_path)
+        measure.block_runs(tmp_path)
 
 
 def test_patching_single_blocks_moves_pictures_by_their_shares() -> None:
-    frame = measure.patched_progress(load_model("toy-mixed"), limit=1)
-    assert len(frame) == 9 * 4 and set(frame["measure"]) == {PATCHING}
-    table = frame.pivot_table(index="category", columns="block", values="value").loc[
-        list(CATEGORY_ATTRIBUTE), list(BLOCKS)
-    ]
-    assert rank_correlation(table.to_numpy()[None], planted_table())[0] > 0.7
+    model = load_model("toy-mixed")
+    examples = pictures.patch_examples(model, "toy", limit=1)
+    patched = {block: np.stack([one.patched[block] for one in examples]) for block in BLOCKS}
+    frame = pictures.measure_pictures(PATCHING, patched, examples, model.spec)
+    assert len(frame) == 9 * 4 * len(METRICS) and set(frame["metric"]) == set(METRICS)
+    table = means(outcomes(frame, PATCHING, TRUTH))[..., 0]
+    assert rank_correlation(table[None], planted_table())[0] > 0.7
+    unedited = {BLOCKS[0]: np.stack([one.source for one in examples])}
+    still = pictures.measure_pictures("none", unedited, examples, model.spec)
+    assert still["value"].abs().max() < 1e-6
+
+
+def test_the_stored_figures_say_of_blocks_what_the_card_says() -> None:
+    """The sentences of the card that no code makes."""
+    stored = json.loads((ROOT / "docs" / "toyworld-mixed.json").read_text())
+    table = stored["shares"][PATCHING]
+    assert table["change_object"]["mid.0"] < 0.05 < 0.15 < table["change_object"]["up.0.0"]
+    third = [
+        table[category][sorted(BLOCKS, key=PLANTED[attribute].__getitem__)[1]]
+        for category, attribute in CATEGORY_ATTRIBUTE.items() if sorted(PLANTED[attribute].values())[1] > 0
+    ]  # fmt: skip
+    assert np.mean(third) < 0.1
+    planted = stored["first_world"]["planted"]
+    assert planted[PATCHING] < planted["activation_patch by margin"] < planted["activation_patch by gain"]

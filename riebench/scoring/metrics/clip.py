@@ -295,7 +295,7 @@ class SecondClipNetwork(Network):
         """
         second, options = networks.options.second, networks.options
         if second is None:
-            raise MetricError("clip_gain_2 needs a second scorer; name it with a second --scorer")
+            raise MetricError("clip_gain_2 and clip_margin_2 need a second scorer; name it with a second --scorer")
         return ClipScorer.load(second, device=options.device, offline=options.offline)
 
     @staticmethod
@@ -383,6 +383,12 @@ def clip_margin(samples: Sequence[Sample], networks: Networks) -> list[Value]:
     A change of the picture that helps both prompts alike cancels out.
     """
     return row_products(*_change(samples, _clip(networks)))
+
+
+@metric(direction="higher", low=-4, high=4, backbone="clip2")
+def clip_margin_2(samples: Sequence[Sample], networks: Networks) -> list[Value]:
+    """Compute `clip_margin` by the second, independent network."""
+    return row_products(*_change(samples, _clip(networks, "clip2")))
 
 
 @metric(direction="higher", low=-1, high=1, backbone="clip")

@@ -23,7 +23,7 @@ class NetworkOptions:
 
     Attributes:
         scorer: the CLIP that scores, as `ClipSpec.parse` reads it.
-        second: the independent CLIP that gives `clip_gain_2`, or None for none.
+        second: the independent CLIP that gives `clip_gain_2` and `clip_margin_2`, or None for none.
         device: torch device.
         weights: name of a network -> path of its weights (`--weights NAME=PATH`).
         offline: whether nothing may be fetched.

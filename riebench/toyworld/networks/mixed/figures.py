@@ -13,12 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from riebench.analysis.compare.blocks import MEASURES, shares
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.toyworld.networks.mixed.roles import PLANTED
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 
 PATCHING = "patching"
-"""Name of the measure that is the truth in any model: activation patching at full strength and all positions."""
+"""Name of the edit that is the truth in any model: activation patching at full strength and all positions."""
+TRUTH = ("pixels",)
+"""Metrics of `PATCHING` that are the truth: the way of the picture from source to target."""
 WORLDS = 200
 """Null worlds."""
 PERMUTATIONS = 2000
@@ -36,44 +39,46 @@ def planted_table() -> Floats:
     return np.array([[PLANTED[attribute][block] for block in BLOCKS] for attribute in CATEGORY_ATTRIBUTE.values()])
 
 
-def outcomes(frame: pd.DataFrame, measure: str) -> list[Floats]:
+def outcomes(frame: pd.DataFrame, edit: str, metrics: Sequence[str]) -> list[Floats]:
     """Return what edits of single blocks reach, by example.
 
     Args:
-        frame: as `riebench.toyworld.networks.mixed.measure.block_gains` returns it.
-        measure: of its measures.
+        frame: as `riebench.toyworld.networks.mixed.pictures.measure_pictures` returns it.
+        edit: of its edits.
+        metrics: of its metrics.
 
     Returns:
-        For each category float [examples, blocks], means over seeds, in units of the category's standard deviation:
-        categories differ in scale.
+        For each category float [examples, blocks, metrics], means over seeds, in units of the category's standard
+        deviation: categories and metrics differ in scale.
     """
-    some = frame[frame["measure"] == measure]
+    some = frame[frame["edit"] == edit]
     tables = []
     for category in CATEGORY_ATTRIBUTE:
-        mine = some[some["category"] == category].pivot_table(index="example", columns="block", values="value")
-        values = mine[list(BLOCKS)].to_numpy(float)
-        tables.append(values / max(values.std(), 1e-12))
+        mine = some[some["category"] == category]
+        values = []
+        for metric in metrics:
+            one = mine[mine["metric"] == metric].pivot_table(index="example", columns="block", values="value")
+            numbers = one[list(BLOCKS)].to_numpy(float)
+            values.append(numbers / max(numbers.std(), 1e-12))
+        tables.append(np.stack(values, axis=-1))
     return tables
 
 
-def shares(gains: Floats) -> Floats:
-    """Return blocks' shares in the gain of each category.
-
-    A block with a negative mean gain has none. If no block of a category has a gain, all its shares are 0.
+def block_table(mean: Floats) -> Floats:
+    """Return the shares of blocks, the mean of those by each metric.
 
     Args:
-        gains: float [..., categories, blocks], mean gains.
+        mean: float [..., blocks, metrics], mean outcomes.
 
     Returns:
-        Likewise, from 0 to 1.
+        float [..., blocks].
     """
-    positive = gains.clip(min=0)
-    total = positive.sum(-1, keepdims=True)
-    return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
+    table: Floats = shares(mean.swapaxes(-1, -2)).mean(-2)
+    return table
 
 
 def means(values: Sequence[Floats]) -> Floats:
-    """Return the mean outcome of each category and block, float [categories, blocks]."""
+    """Return the mean outcome of each category, block and metric, float [categories, blocks, metrics]."""
     return np.stack([one.mean(0) for one in values])
 
 
@@ -86,11 +91,11 @@ def exchanged(values: Sequence[Floats], count: int, rng: np.random.Generator) ->
         rng: the source of randomness.
 
     Returns:
-        float [count, categories, blocks].
+        float [count, categories, blocks, metrics]; the metrics of an example change places together.
     """
     parts = []
     for one in values:
-        places = rng.random((count, *one.shape), dtype=np.float32).argsort(axis=2)
+        places = rng.random((count, *one.shape[:2]), dtype=np.float32).argsort(axis=2)[..., None]
         parts.append(np.take_along_axis(one[None], places, axis=2).mean(1))
     return np.stack(parts, axis=1)
 
@@ -114,15 +119,15 @@ def rank_correlation(tables: Floats, other: Floats) -> Floats:
 
 
 def spread(tables: Floats) -> Floats:
-    """Return the variance of mean outcomes over blocks, summed over categories.
+    """Return the variance of mean outcomes over blocks, summed over categories and metrics.
 
     Args:
-        tables: float [N, categories, blocks].
+        tables: float [N, categories, blocks, metrics].
 
     Returns:
         float [N].
     """
-    result: Floats = tables.var(axis=2).sum(1)
+    result: Floats = tables.var(axis=2).sum((1, 2))
     return result
 
 
@@ -161,7 +166,7 @@ def null_figures(values: Sequence[Floats], planted: Floats) -> dict[str, Any]:
     """
     rng = np.random.default_rng(SEED)
     worlds, chance = exchanged(values, WORLDS, rng), exchanged(values, PERMUTATIONS, rng)
-    found, by_chance = (rank_correlation(shares(some), planted) for some in (worlds, chance))
+    found, by_chance = (rank_correlation(block_table(some), planted) for some in (worlds, chance))
     return {
         "planted": [round(float(value), 4) for value in np.percentile(found, [2.5, 50, 97.5])],
         "significant": round(float((_p_values(found, by_chance) < LEVEL).mean()), 4),
@@ -170,7 +175,7 @@ def null_figures(values: Sequence[Floats], planted: Floats) -> dict[str, Any]:
 
 
 def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, Any]:
-    """Hold the table of blocks against planted shares and patching.
+    """Hold the tables of blocks against planted shares and patching.
 
     Null worlds stand beside the mixed one.
 
@@ -179,18 +184,23 @@ def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, 
         settings: names of the settings.
 
     Returns:
-        `planted` and `shares` (measure -> table), where a table is category -> block -> share, and `recovery`, which
-        has for each measure `planted` and `patching` (correlations), `evidence` (`role_evidence`) and `null`
-        (`null_figures`).
+        `planted` and `shares` (table's name -> table), where a table is category -> block -> share, and `recovery`,
+        which has for each table `planted` and `patching` (correlations), `first` (categories whose first block is that
+        of patching), `evidence` (`role_evidence`) and `null` (`null_figures`). Names are `PATCHING`, and those of
+        `table_name`.
     """
-    planted = planted_table()
-    tables = {measure: shares(means(outcomes(frame, measure))) for measure in (PATCHING, *settings)}
-    recovery = {}
-    for measure, table in tables.items():
-        values = outcomes(frame, measure)
-        recovery[measure] = {
+    planted, goal = planted_table(), block_table(means(outcomes(frame, PATCHING, TRUTH)))
+    tables, recovery = {}, {}
+    for name, edit, metrics in [
+        (PATCHING, PATCHING, TRUTH),
+        *((table_name(edit, measure), edit, metrics) for edit in settings for measure, metrics in MEASURES.items()),
+    ]:
+        values = outcomes(frame, edit, metrics)
+        tables[name] = table = block_table(means(values))
+        recovery[name] = {
             "planted": round(float(rank_correlation(table[None], planted)[0]), 4),
-            "patching": round(float(rank_correlation(table[None], tables[PATCHING])[0]), 4),
+            "patching": round(float(rank_correlation(table[None], goal)[0]), 4),
+            "first": int((table.argmax(1) == goal.argmax(1)).sum()),
             "evidence": round(role_evidence(values), 4),
             "null": null_figures(values, planted),
         }
@@ -199,6 +209,11 @@ def recovery_figures(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, 
         "shares": {measure: _as_dict(table) for measure, table in tables.items()},
         "recovery": recovery,
     }
+
+
+def table_name(edit: str, measure: str) -> str:
+    """Return the name of a benchmark's table of blocks, as "sae by margin"."""
+    return f"{edit} by {measure}"
 
 
 def _as_dict(table: Floats) -> dict[str, dict[str, float]]:

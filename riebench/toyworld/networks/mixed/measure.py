@@ -5,144 +5,169 @@ It patches whole updates, and reads the benchmark's own runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
 
+from riebench.analysis.compare.blocks import MEASURES
 from riebench.analysis.configurations import configurations
 from riebench.errors import RiebenchError
-from riebench.generation.edits import Edit, StaticEdit, Term
-from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
-from riebench.store.folder import find_run_folders
-from riebench.store.records import noise_seed
-from riebench.tasks.suites import load_suite
+from riebench.store.folder import RunFolder, find_run_folders
 from riebench.toyworld.evaluate import Sizes, accuracy_figures
+from riebench.toyworld.networks.mixed.agreement import agreement_figures, example_figures
 from riebench.toyworld.networks.mixed.figures import PATCHING, recovery_figures
-from riebench.utils.terminal import ProgressBar
+from riebench.toyworld.networks.mixed.pictures import measure_pictures, patch_examples, stored_pictures
+from riebench.toyworld.networks.text import BLOCK_ROLES
+from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 
-MODEL, SUITE = "toy-mixed", "toy"
+MODEL, FIRST_WORLD, SUITE = "toy-mixed", "toy-turbo", "toy"
 SETTINGS = ("activation_patch", "sae")
 """Settings of whose runs the table of blocks is read."""
-METRIC = "clip_gain"
+PRINTED = tuple(dict.fromkeys(metric for metrics in MEASURES.values() for metric in metrics))
+"""Metrics that the benchmark's own shares of blocks are made of."""
 
 
-def measure_shares(results: Path, *, limit: int | None = None) -> dict[str, Any]:
+def measure_shares(results: Path, *, limit: int | None = None, first_world: Path | None = None) -> dict[str, Any]:
     """Measure all figures of toy-mixed.
 
     Args:
-        results: a results folder that holds the scored runs of `SETTINGS` on the toy suite.
+        results: a results folder that holds the scored runs of `SETTINGS` on the toy suite, with their pictures.
         limit: at most so many examples a category, and pictures for the accuracy, for a quick look.
+        first_world: such a folder with runs of toy-turbo, in which no measure was chosen; None leaves it out.
 
     Returns:
-        Those of `riebench.toyworld.networks.mixed.figures.recovery_figures`, the accuracy of pictures without an edit,
-        and the number of examples.
+        Those of `riebench.toyworld.networks.mixed.figures.recovery_figures` and of
+        `riebench.toyworld.networks.mixed.agreement`, the accuracy of pictures without an edit, and the number of
+        examples.
 
     Raises:
         RiebenchError: if a run is missing, or was scored in part only.
     """
-    gains = block_gains(results)
     model = load_model(MODEL)
-    frame = pd.concat([patched_progress(model, limit=limit), gains], ignore_index=True)
-    frame = frame[frame["example"].isin(set(frame.loc[frame["measure"] == PATCHING, "example"]))]
-    return {
+    frame = measure_edits(results, model, limit=limit)
+    figures = {
         "examples": int(frame["example"].nunique()),
         **accuracy_figures("mixed", model, Sizes.limited(limit)),
         **recovery_figures(frame, SETTINGS),
+        "agreement": agreement_figures(frame, SETTINGS),
+        "means": example_figures(frame),
     }
+    if first_world is not None:
+        other = measure_edits(first_world, load_model(FIRST_WORLD), limit=limit)
+        figures["first_world"] = first_world_figures(other)
+    return figures
 
 
-def block_gains(results: Path) -> pd.DataFrame:
-    """Read the CLIP gains of edits of single blocks from stored runs.
+def measure_edits(results: Path, model: LoadedModel, *, limit: int | None = None) -> pd.DataFrame:
+    """Measure patching and the benchmark's own edits of single blocks.
 
     Args:
-        results: the results folder.
+        results: see `measure_shares`.
+        model: whose runs are measured.
+        limit: at most so many examples a category.
 
     Returns:
-        One row an edited picture with `category`, `example`, `block`, `measure` (the setting's name) and `value`.
+        Rows as those of `riebench.toyworld.networks.mixed.pictures.measure_pictures`, of `PATCHING` and each setting.
 
     Raises:
         RiebenchError: if a run is missing, or was scored in part only.
     """
-    again = f"run `riebench run no_edit {' '.join(SETTINGS)} --suite {SUITE} --model {MODEL} --results {results}`"
-    rows: list[dict[str, object]] = []
+    folders = block_runs(results, model.spec.name)
+    scores = block_scores(results, folders)
+    examples = patch_examples(model, SUITE, limit=limit)
+    patched = {block: np.stack([one.patched[block] for one in examples]) for block in BLOCKS}
+    parts = [measure_pictures(PATCHING, patched, examples, model.spec)]
+    for setting, folder in folders.items():
+        measured = measure_pictures(setting, stored_pictures(folder, examples), examples, model.spec)
+        # What the benchmark prints is compared, not what would be measured anew.
+        parts += [measured[~measured["metric"].isin(PRINTED)], scores[scores["edit"] == setting]]
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[frame["example"].isin({one.name for one in examples})]
+
+
+def first_world_figures(frame: pd.DataFrame) -> dict[str, Any]:
+    """Compare the measures where each block has a role of its own, and none of them was chosen.
+
+    Args:
+        frame: as `measure_edits` returns it, of toy-turbo.
+
+    Returns:
+        `agreement` as in `measure_shares`, and `planted`: name of a table -> mean share of the block that a category's
+        attribute was planted in.
+    """
+    found = recovery_figures(frame, SETTINGS)["shares"]
+    roles = {attribute: role.block for role in BLOCK_ROLES for attribute in role.attributes}
+    return {
+        "agreement": agreement_figures(frame, SETTINGS),
+        "planted": {
+            name: round(sum(table[c][roles[a]] for c, a in CATEGORY_ATTRIBUTE.items()) / len(CATEGORY_ATTRIBUTE), 4)
+            for name, table in found.items()
+        },
+    }
+
+
+def _again(results: Path, model: str) -> str:
+    return f"run `riebench run no_edit {' '.join(SETTINGS)} --suite {SUITE} --model {model} --results {results}`"
+
+
+def block_runs(results: Path, model: str = MODEL) -> dict[str, RunFolder]:
+    """Return the runs of `SETTINGS` that edit single blocks.
+
+    Args:
+        results: the results folder.
+        model: name of the model.
+
+    Raises:
+        RiebenchError: if one is missing, or does not edit each of the four blocks.
+    """
+    folders: dict[str, RunFolder] = {}
+    for folder in find_run_folders(results):
+        spec = folder.spec
+        single = {block for _, block, strength in folder.expected if strength == 1} & {*BLOCKS}
+        if (spec.suite, spec.model.name) == (SUITE, model) and spec.setting.name in SETTINGS and len(single) == 4:
+            folders[spec.setting.name] = folder
     for setting in SETTINGS:
-        found = [
-            one
-            for folder in find_run_folders(results)
-            if (folder.spec.suite, folder.spec.model.name, folder.spec.setting.name) == (SUITE, MODEL, setting)
-            for one in configurations(folder, features=False)
-            if one.block_set in BLOCKS and one.strength == 1
-        ]
-        if {one.block_set for one in found} != set(BLOCKS):
-            raise RiebenchError(f"{results} holds no run of {setting} on {MODEL} in each of its four blocks: {again}")
-        for one in found:
-            values = one.values.get(METRIC, {})
-            if sum(len(seeds) for some in values.values() for seeds in some.values()) < sum(one.expected.values()):
-                raise RiebenchError(f"{results}: {setting} in {one.block_set} is not scored to the end: {again}")
-            rows += [
-                {"category": category, "example": example, "block": one.block_set, "measure": setting, "value": value}
-                for category, examples in values.items() for example, seeds in examples.items() for value in seeds
-            ]  # fmt: skip
-    return pd.DataFrame(rows)
+        if setting not in folders:
+            raise RiebenchError(
+                f"{results} holds no run of {setting} on {model} in each of its four blocks: {_again(results, model)}"
+            )
+    return {setting: folders[setting] for setting in SETTINGS}
 
 
-def patched_progress(model: LoadedModel, *, limit: int | None = None, batch: int = 24) -> pd.DataFrame:
-    """Measure how far patching one block moves pictures towards their targets.
-
-    The pictures are those of the toy suite.
-
-    Patching adds the whole difference between the target's and the source's updates of the block, at all positions.
+def block_scores(results: Path, folders: Mapping[str, RunFolder]) -> pd.DataFrame:
+    """Read the scores of edits of single blocks from stored runs.
 
     Args:
-        model: toy-mixed.
-        limit: at most so many examples a category.
-        batch: examples generated at a time.
+        results: the results folder, to be named in errors.
+        folders: see `block_runs`.
 
     Returns:
-        Rows as those of `block_gains`, of the measure `PATCHING`; values as those of `picture_progress`.
+        One row an edited picture and metric of `PRINTED`; columns as those of
+        `riebench.toyworld.networks.mixed.pictures.measure_pictures`.
+
+    Raises:
+        RiebenchError: if a run was scored in part only.
     """
-    generator = Generator(model, cached_prompts=2 * batch)
-    examples = [(task.category, one) for task in load_suite(SUITE, limit=limit) for one in task.examples]
     rows: list[dict[str, object]] = []
-    for first in ProgressBar(range(0, len(examples), batch), title="patch single blocks"):
-        some = examples[first : first + batch]
-        sources, targets = [one.source for _, one in some], [one.target for _, one in some]
-        seeds = [noise_seed(one.id, 0) for _, one in some]
-        both = generator.generate([*sources, *targets], [*seeds, *seeds], capture=Capture(BLOCKS))
-        before, after = both.images[: len(some)], both.images[len(some) :]
-        for block in BLOCKS:
-            edits = []
-            for i in range(len(some)):
-                values = both.trace.row(block, len(some) + i) - both.trace.row(block, i)
-                edits.append(Edit({block: StaticEdit((Term(torch.arange(values.shape[1]), values),))}))
-            way = picture_progress(generator.generate(sources, seeds, edits=edits).images, before, after)
-            rows += [
-                {"category": category, "example": one.id, "block": block, "measure": PATCHING, "value": float(value)}
-                for (category, one), value in zip(some, way, strict=True)
-            ]
+    for setting, folder in folders.items():
+        for one in configurations(folder, extra=PRINTED, features=False):
+            if one.block_set not in BLOCKS or one.strength != 1:
+                continue
+            for metric in PRINTED:
+                values = one.values.get(metric, {})
+                if sum(len(seeds) for some in values.values() for seeds in some.values()) < sum(one.expected.values()):
+                    raise RiebenchError(
+                        f"{results}: {setting} in {one.block_set} is not scored to the end: {metric} is missing; "
+                        f"{_again(results, folder.spec.model.name)}"
+                    )
+                rows += [
+                    {"category": category, "example": example, "block": one.block_set, "edit": setting,
+                     "metric": metric, "value": value}
+                    for category, examples in values.items() for example, seeds in examples.items() for value in seeds
+                ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def picture_progress(
-    edited: NDArray[np.uint8], sources: NDArray[np.uint8], targets: NDArray[np.uint8]
-) -> NDArray[np.float64]:
-    """Compute how far pictures have gone from their sources towards their targets.
-
-    Args:
-        edited: uint8 [N, H, W, 3].
-        sources: likewise.
-        targets: likewise.
-
-    Returns:
-        float [N], 0 at the source and 1 at the target; 0 where these are the same.
-    """
-    start, end, here = (x.astype(float).reshape(len(x), -1) for x in (sources, targets, edited))
-    way = end - start
-    length: NDArray[np.float64] = (way**2).sum(1)
-    return ((here - start) * way).sum(1) / np.maximum(length, 1)
