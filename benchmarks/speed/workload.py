@@ -25,8 +25,8 @@ from riebench.tasks.suites import load_suite
 
 Timer = Callable[[], float]
 """Seconds since some moment."""
-TRAINED = ("lora_slider", "reft_r1", "mean_direction", "probe_direction", "text_direction", "sae_fixed")
-"""Methods that are trained through the denoiser."""
+LEARNERS = ("lora_slider", "reft_r1", "mean_direction", "probe_direction", "text_direction", "sae_fixed")
+"""Methods that are fitted to other examples, some of them by gradients of the denoiser."""
 
 
 @dataclass
@@ -182,8 +182,8 @@ def random_clip(name: str) -> LoadedClip:
 def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tuple[Setting, ...]]:
     """Return examples of the toy suite and settings of its sweep.
 
-    They are the first so many examples, spread over the categories. Methods that are trained through the denoiser are
-    left out: their calls take gradients, which no bare call of the run does.
+    They are the first so many examples, spread over the categories. Methods that are fitted to other examples are left
+    out: fitting is no call of a network, or one with gradients, and a sample of few examples pays for all of it.
     """
     tasks = load_suite("toy")
     each, more = divmod(examples, len(tasks))
@@ -194,4 +194,4 @@ def sample(examples: int, names: Sequence[str] = ()) -> tuple[list[EditTask], tu
         if count
     ]
     settings = load_settings("toy", names, "sweep")
-    return chosen, tuple(setting for setting in settings if setting.method not in TRAINED)
+    return chosen, tuple(setting for setting in settings if setting.method not in LEARNERS)
