@@ -126,7 +126,9 @@ def _category_shares(group: Sequence[Configuration], measure: str, category: str
 
 
 def per_block_share(found: Iterable[Configuration]) -> tuple[Document, str] | None:
-    """Tabulate the shares of single blocks; None if no configuration edits several of them.
+    """Tabulate the shares of single blocks.
+
+    None if no configuration edits several of them.
 
     Returns:
         The table for people, and its CSV file.

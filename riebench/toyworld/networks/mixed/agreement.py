@@ -119,7 +119,10 @@ def _paired(first: Floats, second: Floats) -> Floats:
 
 
 def _reliability(halves: Floats) -> float:
-    """Return that of a whole table, by Spearman and Brown, from correlations of its halves."""
+    """Return the reliability of a whole table, from correlations of its halves.
+
+    It is that of Spearman and Brown.
+    """
     half = float(np.median(halves))
     return 2 * half / (1 + half) if half > 0 else 0.0
 

@@ -1,4 +1,7 @@
-"""Parts of the model card on the mixed world, made from its figures: tables, and the sentences that state verdicts."""
+"""Parts of the model card on the mixed world, made from its figures.
+
+They are tables, and the sentences that state numbers or verdicts.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,7 @@ def tried_table(figures: dict[str, Any]) -> str:
 
 
 def order_sentence(figures: dict[str, Any]) -> str:
-    """Return the paragraph on which measures had been named before they were looked at."""
+    """Return the paragraph on the measures that were named beforehand."""
     agreement = figures["mixed"]["agreement"]
     edits = _edits(figures["mixed"])
     stated = {

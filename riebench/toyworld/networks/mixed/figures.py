@@ -78,7 +78,7 @@ def block_table(mean: Floats) -> Floats:
 
 
 def means(values: Sequence[Floats]) -> Floats:
-    """Return the mean outcome of each category, block and metric, float [categories, blocks, metrics]."""
+    """Return the mean outcomes, float [categories, blocks, metrics]."""
     return np.stack([one.mean(0) for one in values])
 
 
@@ -119,7 +119,9 @@ def rank_correlation(tables: Floats, other: Floats) -> Floats:
 
 
 def spread(tables: Floats) -> Floats:
-    """Return the variance of mean outcomes over blocks, summed over categories and metrics.
+    """Return the variance of mean outcomes over blocks.
+
+    It is summed over categories and metrics.
 
     Args:
         tables: float [N, categories, blocks, metrics].

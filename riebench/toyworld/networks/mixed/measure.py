@@ -91,7 +91,9 @@ def measure_edits(results: Path, model: LoadedModel, *, limit: int | None = None
 
 
 def first_world_figures(frame: pd.DataFrame) -> dict[str, Any]:
-    """Compare the measures where each block has a role of its own, and none of them was chosen.
+    """Compare the measures where each block has a role of its own.
+
+    None of them was chosen there.
 
     Args:
         frame: as `measure_edits` returns it, of toy-turbo.

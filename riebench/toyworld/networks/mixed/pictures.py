@@ -100,7 +100,9 @@ def patch_examples(model: LoadedModel, suite: str, *, limit: int | None = None, 
 
 
 def stored_pictures(folder: RunFolder, examples: Sequence[Example]) -> dict[str, Images]:
-    """Read a run's pictures of edits of single blocks at strength 1, of the first seed.
+    """Read a run's pictures of edits of single blocks.
+
+    They are those at strength 1, of the first seed.
 
     Args:
         folder: the run folder.
