@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paths import ROOT
+from python_processes import run_python
 
 
 def document_code(name: str, word: str) -> str:
@@ -90,6 +91,4 @@ def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.Co
     """Run Python with the packages of a folder installed."""
     path = os.pathsep.join(part for part in (str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=cwd or folder, capture_output=True, text=True
-    )
+    return run_python(*arguments, environment=environment, cwd=cwd or folder)
