@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from api_runs import toy_model as toy_model
 from api_runs import toy_results as toy_results
 from api_runs import toy_saes as toy_saes
@@ -30,6 +33,14 @@ settings.load_profile("riebench")
 # Two processes test at the same time, and the processes that tests start must round as they do: one thread each.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
 torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """Let all calls of the command line share its commands: building them takes longer than many a call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", lru_cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def install_everything(folder: Path, version: str) -> None:
         "sae_formats": {"mine": "demo_formats:read_mine"},
         "regions": {"centre": "demo_regions:Centre"},
     }
-    install(folder, "riebench_demo", modules, groups, version)
+    install(folder, "riebench_demo", modules, groups, version, with_pip=True)
 
 
 def write_sae(folder: Path) -> None:

@@ -7,6 +7,7 @@ set otherwise from their files, so that the document cannot say anything else th
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from riebench.methods.base import get_method
 from riebench.paper.reading import template_environment
 from riebench.paper.recipes.tradeoff import SWITCHES as PAPER_SETTINGS
 from riebench.scoring.profiles import DEFAULT, PROFILES
+from riebench.tasks.schema import Setting
 from riebench.tasks.settings import load_settings, settings_folder, settings_sets
 
 SUITES = ("sdxl", "toy")
@@ -102,14 +104,16 @@ def profile_facts() -> dict[str, Any]:
     """Return all that the document states, read from code and configurations."""
     paper, default = PROFILES["paper"], PROFILES[DEFAULT]
     assert paper.regions != default.regions and paper.fixed_seed != default.fixed_seed
+    official = official_settings()
+    values = {one: official_values(one, official) for one in SWITCHES}
     return {
         "switches": [
             {
                 "published": one.published, "parameter": one.parameter, "methods": one.methods,
                 "newer": yaml_word(one.newer), "older": None if one.older is None else yaml_word(one.older),
                 "turned": None if one.turned is None else yaml_word(one.turned), "default": yaml_word(one.default),
-                "follows": one.follows, "note": one.note, "elsewhere": set_otherwise(one),
-                "theirs": _folders_with(one, one.newer), "ours": _folders_with(one, one.default),
+                "follows": one.follows, "note": one.note, "elsewhere": set_otherwise(one, values[one]),
+                "theirs": _folders_with(values[one], one.newer), "ours": _folders_with(values[one], one.default),
             }
             for one in SWITCHES
         ],
@@ -124,33 +128,49 @@ def yaml_word(value: bool | str) -> str:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def official_values(switch: Switch) -> dict[str, dict[str, Any]]:
+def official_settings() -> dict[str, tuple[Setting, ...]]:
+    """Return all official configurations of these suites, by folder."""
+    return {
+        f"baselines/{settings_folder(suite, name).name}/": load_settings(suite, settings_set=name)
+        for suite in SUITES
+        for name in settings_sets(suite)
+    }
+
+
+def official_values(switch: Switch, official: Mapping[str, Sequence[Setting]]) -> dict[str, dict[str, Any]]:
     """Return the parameter's value in every official configuration that has it.
 
     It is folder -> configuration -> value.
+
+    Args:
+        switch: names the parameter and its methods.
+        official: folder -> its configurations.
     """
     found: dict[str, dict[str, Any]] = {}
-    for suite in SUITES:
-        for name in settings_sets(suite):
-            having = {
-                one.name: one.params.get(switch.parameter, switch.default)
-                for one in load_settings(suite, settings_set=name)
-                if one.method in switch.methods
-            }
-            if having:
-                found[f"baselines/{settings_folder(suite, name).name}/"] = having
+    for folder, settings in official.items():
+        having = {
+            one.name: one.params.get(switch.parameter, switch.default)
+            for one in settings
+            if one.method in switch.methods
+        }
+        if having:
+            found[folder] = having
     return found
 
 
-def set_otherwise(switch: Switch) -> list[dict[str, Any]]:
+def set_otherwise(switch: Switch, official: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return where official configurations differ from a parameter's default.
+
+    Args:
+        switch: has the default.
+        official: values of the official configurations, as `official_values` returns them.
 
     Returns:
         For each value: the value, the configurations' names, and the folders that have them; no names if all
         configurations of these methods in the folder have the value.
     """
     places: dict[tuple[Any, tuple[str, ...]], list[str]] = {}
-    for folder, values in official_values(switch).items():
+    for folder, values in official.items():
         for value in dict.fromkeys(values.values()):
             names = tuple(name for name, its in values.items() if its == value)
             if value != switch.default:
@@ -161,6 +181,6 @@ def set_otherwise(switch: Switch) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _folders_with(switch: Switch, wanted: object) -> list[str]:
+def _folders_with(official: Mapping[str, Mapping[str, Any]], wanted: object) -> list[str]:
     """Return the folders in which some configuration has a value."""
-    return [folder for folder, values in official_values(switch).items() if wanted in values.values()]
+    return [folder for folder, values in official.items() if wanted in values.values()]

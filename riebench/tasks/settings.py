@@ -44,7 +44,7 @@ def load_settings(
         RiebenchError: for an unknown name (with the nearest match) or a name given twice.
         TaskFileError: for a file that cannot be used.
     """
-    paths = [setting_path(name, suite, settings_set) for name in tuple(names) or setting_names(suite, settings_set)]
+    paths = [setting_path(name, suite, settings_set) for name in names] or _setting_files(suite, settings_set)
     settings = [load_setting_file(path, trust_plugins=trust_plugins) for path in paths]
     repeated = {s.name for s in settings if sum(s.name == other.name for other in settings) > 1}
     if repeated:
@@ -148,7 +148,11 @@ def settings_sets(suite: str) -> tuple[str, ...]:
 
 def setting_names(suite: str, settings_set: str = MAIN_SET) -> tuple[str, ...]:
     """Return the names of the official configurations of one set for a suite."""
-    return tuple(sorted(path.stem for path in settings_folder(suite, settings_set).glob("*.yaml")))
+    return tuple(path.stem for path in _setting_files(suite, settings_set))
+
+
+def _setting_files(suite: str, settings_set: str) -> list[Path]:
+    return sorted(settings_folder(suite, settings_set).glob("*.yaml"), key=lambda path: path.stem)
 
 
 def _main_settings(suite: str) -> Path:

@@ -54,10 +54,10 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_after_every_kill_the_same_command_ends_with_the_same_bytes(trials: Any) -> None:
-    results = [trials.trial(number) for number in range(6)]
+    results = [trials.trial(number) for number in range(4)]
     assert [one["wrong"] for one in results] == [[]] * len(results)
     killed = [phase for one in results for phase in one["killed"]]
-    assert len(killed) >= 8 and len(set(killed)) >= 2
+    assert len(killed) >= 5 and len(set(killed)) >= 2
 
 
 def test_the_comparison_finds_what_it_should(trials: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from command_list import COMMANDS
 from leaderboard_runs import add_run
 from paths import ROOT
+from python_processes import run_python
 from typer.testing import CliRunner
 
 from riebench.cli.main import app
@@ -50,7 +51,7 @@ import typer.main
 from riebench.cli.main import app
 command = typer.main.get_command(app)
 found = []
-for line in json.load(sys.stdin):
+for line in json.loads(open(sys.argv[1]).read()):
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -99,16 +100,16 @@ def test_every_command_answers_hostile_arguments_in_one_line(tmp_path: Path) -> 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     lines = hostile_lines()
     assert len(lines) > 250
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(lines), env=environment, cwd=tmp_path, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    here = tmp_path / "here"
+    here.mkdir()
+    done = run_python("-c", PROGRAM, str(tmp_path / "lines.json"), environment=environment, cwd=here)
     assert done.returncode == 0, done.stderr
     for line, status, out, error in json.loads(done.stdout):
         assert status in (0, 2), (line, status)
         assert all(mark == "\n" or mark.isprintable() for mark in out + error), line
         assert status == 0 or (len(error.splitlines()) == 1 and error.startswith("riebench: ")), (line, error)
-    assert [path.name for path in tmp_path.iterdir()] == []
+    assert [path.name for path in here.iterdir()] == []
 
 
 def test_reading_commands_work_in_a_folder_of_any_name(tmp_path: Path) -> None:

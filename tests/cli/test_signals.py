@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from paths import ROOT
+from python_processes import PythonProcess
 from small_suite import run_arguments, write_suite
 
 from riebench.cli.common import ENDING_SIGNALS, SignalReceived
@@ -144,14 +145,13 @@ main()
 def run_until_recorded(place: Path, arguments: Sequence[str], number: int) -> tuple[int, str]:
     """Send a real run a signal once it has recorded something; return its status and what it said."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
-    started = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=place,
-    )  # fmt: skip
-    assert started.stdout is not None and started.stdout.readline() == "recorded\n"
-    started.send_signal(number)
-    _, errors = started.communicate(timeout=120)
-    return started.returncode, errors
+    started = PythonProcess(["-c", SLOW_RUN, *arguments], environment, cwd=place)
+    try:
+        started.wait_until(lambda: "recorded\n" in started.output)
+        started.send_signal(number)
+        return started.wait(), started.errors
+    finally:
+        started.kill()
 
 
 def test_a_real_run_keeps_what_it_has_recorded(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from riebench.methods.base import get_method
 from riebench.paper import published
 from riebench.paper.artefact import INDEX, Artefact, Column, Table
 from riebench.paper.output import PROFILE, SHOWS_SWITCHES, check, text_files, write_index
-from riebench.paper.published import SWITCHES, official_values, profile_text
+from riebench.paper.published import SWITCHES, official_settings, official_values, profile_text
 from riebench.tasks.settings import load_settings, settings_sets
 from riebench.utils.plots import KINDS
 
@@ -36,7 +36,7 @@ def test_neuron_settings_are_published_in_the_published_sweep_alone() -> None:
     """One truth: the document, the defaults and the setting files."""
     shares = next(one for one in SWITCHES if one.parameter == "shares" and one.methods == ("neurons",))
     assert not shares.follows
-    for folder, values in official_values(shares).items():
+    for folder, values in official_values(shares, official_settings()).items():
         assert set(values.values()) == {shares.newer if folder == "baselines/sdxl/" else shares.default}, folder
     for suite in ("sdxl", "toy"):
         for name in settings_sets(suite):

@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from python_processes import PythonProcess
 from records import PIXELS, add_record, make_key, make_record, make_spec
 from small_suite import EXAMPLES, run_arguments, write_suite
 from tiny_jobs import fake_networks
@@ -266,25 +266,22 @@ ONE_BY_ONE = ("--batch-size", "1")
 """What goes on in the middle of a batch shares its calls with others, and rounds otherwise; alone, bytes stay."""
 
 
-def start(place: Path, shard: str, pause: str) -> subprocess.Popen[str]:
+def start(place: Path, shard: str, pause: str) -> PythonProcess:
     """A process of its own that makes one shard, and does what `pause` says after each record."""
     code = SLOW.replace("PAUSE", pause)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *run_arguments(place, "shards", "--shard", shard, *ONE_BY_ONE)], env=environment,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    line = run_arguments(place, "shards", "--shard", shard, *ONE_BY_ONE)
+    return PythonProcess(["-c", code, *line], environment)
 
 
-def wait_for_records(place: Path, part: str, process: subprocess.Popen[str]) -> list[Path]:
+def wait_for_records(place: Path, part: str, process: PythonProcess) -> list[Path]:
     """Waits until a shard has recorded something, and returns the files where it has."""
-    deadline = time.monotonic() + 300
-    written: list[Path] = []
-    while not written and process.poll() is None and time.monotonic() < deadline:
-        written = [file for file in (place / "shards").glob(f"*/*/*/records.{part}.jsonl") if file.read_bytes()]
-        time.sleep(0.02)
-    assert written, process.communicate()[1]
-    return written
+
+    def written() -> list[Path]:
+        return [file for file in (place / "shards").glob(f"*/*/*/records.{part}.jsonl") if file.read_bytes()]
+
+    process.wait_until(written)
+    return written()
 
 
 def run_here(place: Path, results: str, *more: str) -> Any:
@@ -318,14 +315,14 @@ def test_two_processes_one_of_them_killed_make_what_one_makes(place: Path, monke
         refused = CliRunner().invoke(app, run_arguments(place, "shards"))
         assert refused.exit_code == 2 and "is being written by another riebench" in refused.stderr
         second.send_signal(signal.SIGKILL)
-        assert second.wait(timeout=60) == -signal.SIGKILL
+        assert second.wait() == -signal.SIGKILL
         go_on.touch()
-        errors = first.communicate(timeout=300)[1]
-        assert first.returncode == 0 and "shard 1/2 done" in errors and "without --shard" in errors, errors
+        status, errors = first.wait(), first.errors
+        assert status == 0 and "shard 1/2 done" in errors and "without --shard" in errors, errors
     finally:
         for process in started:
             process.kill()
-            process.communicate()
+            process.wait()
     assert left[0].exists()
     before = {(folder.spec.setting.name, record.key.digest): record for folder in find_run_folders(place / "shards")
               for record in folder.records()}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,9 @@ def test_goals_are_computed_once(teacher: UNet2DConditionModel, tmp_path: Path) 
 
 
 def test_the_stage_exports_a_pipeline_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("steps", 2), ("batch", 2), ("examples", 64)):
+    for name, value in (("steps", 2), ("batch", 2), ("examples", 4)):
         monkeypatch.setitem(training.CONFIG, name, value)
+    monkeypatch.setattr(training, "make_goals", partial(training.make_goals, batch=4))
     collected: list[Path] = []
     monkeypatch.setattr(saes, "train", lambda model, *_args, **_options: collected.append(model))
     make("mixed", tmp_path / "work", assets=tmp_path / "assets")

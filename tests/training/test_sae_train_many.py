@@ -6,10 +6,8 @@ import errno
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from paths import ROOT
+from python_processes import PythonProcess
 from sae_collections import CONFIGS, PLAN, ROWS, WIDTH, sparse, stored
 from torch import Tensor
 from typer.testing import CliRunner
@@ -253,14 +252,11 @@ run.curve_files = lambda *_: {{}}
 job = run.TrainingRun(Path({str(jobs["killed"].out)!r}), CONFIGS, PLAN, checkpoint_every=3, progress=False)
 run.train_collection(Collection.open(Path({str(there.folder)!r})), (), job)
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = PythonProcess(["-c", code])
     try:
-        until = time.monotonic() + 500
-        while not (jobs["killed"].out / "mid.0.checkpoint").exists():
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.05)
+        process.wait_until((jobs["killed"].out / "mid.0.checkpoint").exists)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert not (jobs["killed"].out / "figures.jsonl").exists()
     train_collection(there, (), jobs["killed"])
