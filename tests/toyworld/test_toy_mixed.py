@@ -27,7 +27,7 @@ from riebench.toyworld.captions import caption, parse
 from riebench.toyworld.card import fill_card
 from riebench.toyworld.make import make
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
-from riebench.toyworld.networks.mixed import document, measure, pictures, training
+from riebench.toyworld.networks.mixed import agreement, document, measure, pictures, training
 from riebench.toyworld.networks.mixed import figures as mixed_figures
 from riebench.toyworld.networks.mixed.agreement import LEFT_OUT, TRIED, agreement_figures, example_figures
 from riebench.toyworld.networks.mixed.figures import (
@@ -291,39 +291,45 @@ def test_a_null_world_is_one_of_the_ways_to_exchange(monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="module")
 def mixed() -> dict[str, Any]:
     """Figures of made-up outcomes in which the margins follow the roles, and the gain misses those of the pose."""
+    few = pytest.MonkeyPatch()
+    few.setattr(agreement, "REPLICATES", 100)
     frame = made_up(follows=True, noise=0.02)
     pose = (frame["category"] == LEFT_OUT) & (frame["edit"] == "sae") & (frame["metric"] == "clip_gain")
     frame.loc[pose, "value"] *= -1
-    agreement = agreement_figures(frame, ["sae"])
+    compared = agreement_figures(frame, ["sae"])
+    few.undo()
     return {
-        "mixed_accuracy": 0.99, **recovery_figures(frame, ["sae"]), "agreement": agreement,
+        "mixed_accuracy": 0.99, **recovery_figures(frame, ["sae"]), "agreement": compared,
         "means": example_figures(frame),
-        "first_world": {"agreement": agreement, "planted": {PATCHING: 0.9, "sae by margin": 0.8}},
+        "first_world": {"agreement": compared, "planted": {PATCHING: 0.9, "sae by margin": 0.8}},
     }  # fmt: skip
 
 
-def test_every_measure_is_compared_with_patching_with_its_noise(mixed: dict[str, Any]) -> None:
+def test_every_measure_is_compared_with_patching_with_its_noise(
+    mixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sae = mixed["agreement"]["sae"]
     assert set(sae) == set(TRIED) and set(mixed["agreement"][PATCHING]) == {*TRIED} - {"pixels"}
     assert all(one["low"] <= one["spearman"] + 0.05 and one["spearman"] - 0.05 <= one["high"] for one in sae.values())
     assert sae["gain"]["spearman"] < sae["gain"]["without_pose"] - 0.05 < sae["margin"]["spearman"]
     assert 0.9 < sae["margin"]["ceiling"] <= 1
+    monkeypatch.setattr(agreement, "REPLICATES", 100)
     noisy = agreement_figures(made_up(follows=True, noise=2), ["sae"])["sae"]["margin"]
     assert noisy["ceiling"] < sae["margin"]["ceiling"] - 0.1 and noisy["high"] - noisy["low"] > 0.1
     assert mixed["means"]["sae"]["gain"]["mid.0"] == pytest.approx(-0.55, abs=0.03)
 
 
 def test_the_card_shows_tables_and_verdicts(mixed: dict[str, Any]) -> None:
-    marks = "".join(f"<!-- figures: {name} -->\nold\n<!-- end -->\n" for name in document.MIXED_PARTS)
+    marks = "".join(f"<!-- figures: {name} -->\nOUTDATED\n<!-- end -->\n" for name in document.MIXED_PARTS)
     text = fill_card(marks, {"mixed": mixed})
-    assert "| change color | up.0.1 | 0.55 | 0.5" in text and "old" not in text
+    assert "| change color | up.0.1 | 0.55 | 0.5" in text and "OUTDATED" not in text
     assert "| patching | 0.9" in text and "| `sae` by margin | 0.9" in text
-    assert "**By margin the table clears the bar**" in text and "the margin is the better one there too" in text
-    agreement = mixed["agreement"]["sae"]
+    assert "**By margin the table clears the bar**" in text and "The margin is the better one there too" in text
+    found = mixed["agreement"]["sae"]
     for value, verdict in ((BAR - 0.01, "misses"), (BAR, "clears")):
         changed = {
             **mixed,
-            "agreement": {PATCHING: {}, "sae": {**agreement, "gain": agreement["gain"] | {"spearman": value}}},
+            "agreement": {PATCHING: {}, "sae": {**found, "gain": found["gain"] | {"spearman": value}}},
         }
         assert f"**By gain the table {verdict} the bar**: {value:.2f}" in document.recovery_verdict({"mixed": changed})
 
