@@ -213,6 +213,23 @@ def estimate(
     return Estimate(found.mean, max(least, ends[0]), min(most, ends[1]), n_examples)
 
 
+def macro_mean(values: Values) -> float | None:
+    """Compute the mean of `estimate` alone, in a fraction of its time.
+
+    Args:
+        values: what was scored; examples without a value are absent.
+
+    Returns:
+        The mean over seeds, then examples, then categories; None without values.
+    """
+    means = []
+    for _, examples in sorted(values.items()):
+        found = [mean_over_seeds(seeds) for _, seeds in sorted(examples.items()) if len(seeds)]
+        if found:
+            means.append(float(np.mean(found)))
+    return float(np.mean(means)) if means else None
+
+
 def _stratified(parts: Sequence[CategoryReplicates]) -> Replicates:
     """Return the mean of categories, all of the same weight."""
     if len(parts) == 1:

@@ -18,7 +18,7 @@ CHANCE = 0.5
 
 
 def conclusions(findings: Findings) -> list[str]:
-    """Return sentences about ranks of methods, pairs of pictures, signs of gains, and choices by a scorer."""
+    """Return sentences about ranks, pairs of pictures, signs of gains and choices."""
     return [
         _rank_sentence(findings), _pair_sentence(findings), _sign_sentence(findings), *_choice_sentences(findings)
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def _sign_sentence(findings: Findings) -> str:
 
 
 def _choice_sentences(findings: Findings) -> list[str]:
-    """Say what choosing edit strengths by the scorer does, for each sweep that has such a control."""
+    """Say what choosing strengths by the scorer does, for each sweep with that control."""
     judged = findings.judged
     comparison = MethodComparison(
         with_score_controls(judged.entries), judged.units.replicates, judged.units.generator_seed
@@ -89,7 +89,7 @@ def _choice_sentences(findings: Findings) -> list[str]:
 
 
 def _choice_sentence(name: str, comparison: MethodComparison, sweep: Entry, control: Entry) -> str:
-    """Compare a sweep with the control that chooses by the scorer, by both scorers and by the truth."""
+    """Compare a sweep with the control that chooses by the scorer."""
     seen = [comparison.estimate(comparison.shares[entry].replicates) for entry in (sweep, control)]
     true = [_truth(comparison, entry) for entry in (sweep, control)]
     more_seen, more_true = (_mean(after) > _mean(before) for before, after in (seen, true))
@@ -103,7 +103,7 @@ def _choice_sentence(name: str, comparison: MethodComparison, sweep: Entry, cont
 
 
 def _truth(comparison: MethodComparison, entry: Entry) -> Estimate:
-    """Return the share of targets reached over the LPIPS budgets, at the strengths that were chosen."""
+    """Return the share of targets reached at the strengths that were chosen."""
     found = comparison.trade_off(entry, TARGET)
     return Estimate(None, None, None, 0) if found is None else comparison.estimate(found.area.replicates)
 

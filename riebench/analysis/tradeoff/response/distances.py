@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from riebench.analysis.configurations import FAR, FAR_BEFORE, Configuration, configurations
-from riebench.analysis.stats import REPLICATES, Estimate, estimate
+from riebench.analysis.stats import estimate, macro_mean
 from riebench.store.folder import RunFolder
 from riebench.store.records import BlockDistribution, EditRecord
 from riebench.utils.markup import Block, Code, Document, Heading, MarkupTable, Paragraph, csv_text
@@ -90,29 +90,34 @@ def _row(
     members: Sequence[tuple[EditRecord, BlockDistribution]],
 ) -> DistanceRow:  # fmt: skip
     block, step, reference = place
-    means: dict[str, Estimate] = {}
-    for number in NUMBERS:
-        values: Values = {}
-        for record, one in members:
-            found: tuple[float, ...] = getattr(one, number)
-            if step != ALL_STEPS:
-                found = tuple(value for at, value in zip(one.steps, found, strict=True) if at == step)
-            if found:
-                seeds = values.setdefault(record.key.category, {}).setdefault(record.key.example_id, [])
-                seeds.append(sum(found) / len(found))
-        drawn = REPLICATES if number == "far" and step == ALL_STEPS else 1
-        means[number] = estimate(values, configuration.clusters, bounds=(0.0, None), replicates=drawn)
-    far = means["far"]
-    ends = (far.low, far.high) if step == ALL_STEPS else (None, None)
+    values = {number: _values(members, number, None if step == ALL_STEPS else step) for number in NUMBERS}
+    means = {number: macro_mean(found) or 0.0 for number, found in values.items()}
+    ends: tuple[float | None, float | None] = (None, None)
+    if step == ALL_STEPS:
+        far = estimate(values["far"], configuration.clusters, bounds=(0.0, None))
+        ends = far.low, far.high
     return DistanceRow(
         setting, configuration.block_set, configuration.strength, block, step, reference,
-        means["norm"].mean or 0.0, means["distance"].mean or 0.0, far.mean or 0.0, *ends,
-        means["far_before"].mean or 0.0, _mean(configuration, "clip_gain"), _mean(configuration, "lpips"), len(members),
+        means["norm"], means["distance"], means["far"], *ends, means["far_before"],
+        _mean(configuration, "clip_gain"), _mean(configuration, "lpips"), len(members),
     )  # fmt: skip
 
 
 def _mean(configuration: Configuration, metric: str) -> float | None:
-    return estimate(configuration.values.get(metric, {}), replicates=1).mean
+    return macro_mean(configuration.values.get(metric, {}))
+
+
+def _values(members: Sequence[tuple[EditRecord, BlockDistribution]], number: str, step: int | str | None) -> Values:
+    """Return a number of each edit, its mean over steps or that of one step."""
+    values: Values = {}
+    for record, one in members:
+        found: tuple[float, ...] = getattr(one, number)
+        if step is not None:
+            found = tuple(value for at, value in zip(one.steps, found, strict=True) if at == step)
+        if found:
+            seeds = values.setdefault(record.key.category, {}).setdefault(record.key.example_id, [])
+            seeds.append(sum(found) / len(found))
+    return values
 
 
 def distance_table(folders: Iterable[RunFolder]) -> tuple[Document, str] | None:
