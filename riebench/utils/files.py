@@ -91,6 +91,29 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
 
 
+def update_file(path: Path, data: bytes, command: str, *, check: bool) -> None:
+    """Write a generated file whose content has changed, or only check it.
+
+    Args:
+        path: the file.
+        data: its content.
+        command: that generates it.
+        check: only looks.
+
+    Raises:
+        RiebenchError: with `check`, if the file is out of date.
+    """
+    if (path.read_bytes() if path.exists() else b"") != data:
+        if check:
+            raise out_of_date(path, command)
+        write_atomic(path, data)
+
+
+def out_of_date(path: Path, command: str) -> RiebenchError:
+    """Return the error of a generated file that is not what its command makes."""
+    return RiebenchError(f"{path} is out of date; run `{command}` and commit it")
+
+
 def write_once(path: Path, data: bytes) -> None:
     """Write a file atomically unless it exists already.
 

@@ -92,6 +92,14 @@ def test_the_command_writes_table_numbers_and_figure_of_stored_runs(tmp_path: Pa
         rows = list(csv.DictReader(stream))
     assert {(row["first"], row["second"]) for row in rows} == {("lpips", "dinov2_image")}
     assert rows[0]["pictures"] == "2" and rows[0]["reason"] == "too few pictures"
+    command = ["agreement", "--results", str(results), "--out", str(tmp_path / "out"), "--check"]
+    assert "3 files are up to date" in CliRunner().invoke(app, command).output
+    for name in files:
+        before = (tmp_path / "out" / name).read_bytes()
+        (tmp_path / "out" / name).write_bytes(b"older")
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2 and f"{name} is out of date; run `riebench agreement`" in done.stderr
+        (tmp_path / "out" / name).write_bytes(before)
 
 
 def judged(**values: np.ndarray) -> Findings:

@@ -73,7 +73,7 @@ def _sign_sentence(findings: Findings) -> str:
 
 
 def _choice_sentences(findings: Findings) -> list[str]:
-    """Say what choosing strengths by the scorer does, for each sweep with that control."""
+    """Say what choosing strengths by the scorer does, sweep by sweep."""
     judged = findings.judged
     comparison = MethodComparison(
         with_score_controls(judged.entries), judged.units.replicates, judged.units.generator_seed

@@ -28,7 +28,6 @@ from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import code_span, escape_markdown, markdown_table
-from riebench.utils.plots import png_digest
 
 NONE = "–"
 Floats = NDArray[np.float64]
@@ -308,7 +307,7 @@ def fill_validity(folders: Sequence[RunFolder], document: Path, *, check: bool =
 
     fill_parts(document, PART, part_text, mark="<!-- validity:", command=command, check=check)
     for path, (findings, name) in figures.items():
-        _update_figure(path, findings, name, command, check)
+        FIGURE_PLANS[name](findings).update(path, command, check=check)
     return [document, *figures]
 
 
@@ -327,16 +326,3 @@ def _part(
     path = file_inside(document.parent / IMAGES, file, "the name of a figure", f"the folder {IMAGES}")
     figures[path] = (findings, which)
     return f"![{FIGURE_PLANS[which](findings).alt}]({quote(f'{IMAGES}/{file}')})\n"
-
-
-def _update_figure(path: Path, findings: Findings, name: str, command: str, check: bool) -> None:
-    """Write a figure whose numbers have changed, or only check it."""
-    plan = FIGURE_PLANS[name](findings)
-    there = path.read_bytes() if path.exists() else b""
-    if check:
-        if png_digest(there) != plan.digest:
-            raise RiebenchError(f"{path} is out of date; run `{command}` and commit it")
-        return
-    data = plan.png()
-    if data != there:
-        write_atomic(path, data)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.analysis.standings import GAIN
 from riebench.analysis.validity.findings import INTENDED_TRUTHS, Findings, classify
 from riebench.analysis.validity.ranking import AREA, AREA_SUCCESS
 from riebench.analysis.validity.units import SCORES, SUCCESS, TRUTHS, Cell
-from riebench.utils.files import content_digest
-from riebench.utils.plots import figure_bytes, new_figure, plot_style
+from riebench.utils.files import content_digest, out_of_date, write_atomic
+from riebench.utils.plots import figure_bytes, new_figure, plot_style, png_digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,22 @@ class FigurePlan:
             figure = new_figure(self.size)
             self.draw(figure, self.numbers)
             return figure_bytes(figure, "png", dpi=DPI, digest=self.digest)
+
+    def update(self, path: Path, command: str, *, check: bool) -> None:
+        """Write the picture if its numbers have changed, or only check it.
+
+        Args:
+            path: the file.
+            command: that generates it.
+            check: only looks.
+
+        Raises:
+            RiebenchError: with `check`, if the picture is out of date.
+        """
+        if png_digest(path.read_bytes() if path.exists() else b"") != self.digest:
+            if check:
+                raise out_of_date(path, command)
+            write_atomic(path, self.png())
 
 
 def trust_heat_maps(findings: Findings) -> FigurePlan:

@@ -25,7 +25,7 @@ from riebench.models.clip import with_revision
 from riebench.registry import METRICS
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import ALL_CATEGORIES
-from riebench.utils.files import write_atomic
+from riebench.utils.files import update_file
 from riebench.utils.markup import Code, Document, Heading, MarkupTable, Name, Paragraph, Piece, csv_text
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """What is asked of a picture -> the metrics that answer it, each by another network."""
+COMMAND = "riebench agreement"
 UNSHOWN = ("editscore_followed", "editscore_kept")
 """Those among them that no table shows."""
 FEWEST = 3
@@ -263,7 +264,7 @@ def _draw(figure: Figure, numbers: Any) -> None:
     bar.outline.set_visible(False)
 
 
-def write_agreement(folders: Sequence[RunFolder], out: Path | None = None) -> list[Path]:
+def write_agreement(folders: Sequence[RunFolder], out: Path | None = None, *, check: bool = False) -> list[Path]:
     """Write table, numbers and figure for every suite and model.
 
     Those in which no two scorers answer the same question are left out.
@@ -271,12 +272,13 @@ def write_agreement(folders: Sequence[RunFolder], out: Path | None = None) -> li
     Args:
         folders: all run folders.
         out: folder for all files; None for the folder of each model's tables.
+        check: only looks.
 
     Returns:
         The files.
 
     Raises:
-        RiebenchError: if no pictures were measured by two such scorers.
+        RiebenchError: if no pictures were measured by two such scorers; with `check`, if a file is out of date.
     """
     groups: dict[Path, list[RunFolder]] = {}
     for folder in folders:
@@ -290,13 +292,11 @@ def write_agreement(folders: Sequence[RunFolder], out: Path | None = None) -> li
         suite, model = members[0].spec.suite, members[0].spec.model.name
         place = (out or model_folder / "tables") / f"scorer_agreement{f'-{suite}-{model}' if out else ''}.md"
         document = agreement_document(pictures, rows, f"{suite} on {model}")
-        for path, data in {
-            place: document.markdown().encode(),
-            place.with_suffix(".csv"): agreement_csv(rows).encode(),
-            place.with_suffix(".png"): agreement_figure(rows).png(),
-        }.items():
-            write_atomic(path, data)
-            written.append(path)
+        for path, text in ((place, document.markdown()), (place.with_suffix(".csv"), agreement_csv(rows))):
+            update_file(path, text.encode(), COMMAND, check=check)
+        figure = place.with_suffix(".png")
+        agreement_figure(rows).update(figure, COMMAND, check=check)
+        written += [place, place.with_suffix(".csv"), figure]
     if not written:
         known = ", ".join(metric for asked in QUESTIONS.values() for metric in asked)
         raise RiebenchError(

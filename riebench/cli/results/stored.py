@@ -415,6 +415,7 @@ def agreement(
     out: Annotated[
         Path | None, typer.Option(help="Folder for what is written. [default: tables/ of each suite and model]")
     ] = None,
+    check: UpToDateOption = False,
 ) -> None:
     """Compare scorers with each other, category by category: a table and a figure."""
     pause_collector()
@@ -422,8 +423,12 @@ def agreement(
 
     if out is None:
         refuse_remote(results)
-    for path in write_agreement(folders_in(results_to_read(results)), out):
-        print_line(path)
+    paths = write_agreement(folders_in(results_to_read(results)), out, check=check)
+    if check:
+        say(f"{len(paths)} files are up to date")
+    else:
+        for path in paths:
+            print_line(path)
 
 
 @friendly

@@ -36,7 +36,6 @@ from riebench.sae_validity.study.bars import MeasureStudy, Study
 from riebench.sae_validity.study.statistics import TRAINED, known_pairs, training_order
 from riebench.utils.files import file_inside, write_atomic
 from riebench.utils.markup import code_span, markdown_table
-from riebench.utils.plots import png_digest
 
 PART = re.compile(r"(<!-- sae-validity: (\w+)((?: \w+=\S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 MARK = "<!-- sae-validity:"
@@ -264,11 +263,7 @@ def fill_documents(study: Study, document: Path, overview: Path, *, check: bool 
     if overview.exists() and MARK in overview.read_text(encoding="utf-8", errors="replace"):
         files.append(filled(overview))
     for path, plan in figures.items():
-        there = path.read_bytes() if path.exists() else b""
-        if check and png_digest(there) != plan.digest:
-            raise RiebenchError(f"{path} is out of date; run `{command}` and commit it")
-        if not check and png_digest(there) != plan.digest:
-            write_atomic(path, plan.png())
+        plan.update(path, command, check=check)
     return [*files, *figures]
 
 

@@ -28,9 +28,8 @@ from riebench.analysis.tradeoff.response.measures import (
 from riebench.analysis.tradeoff.response.plots import curves_plan, reading_words
 from riebench.errors import RiebenchError, near_match
 from riebench.store.folder import RunFolder
-from riebench.utils.files import file_inside, write_atomic
+from riebench.utils.files import file_inside, update_file, write_atomic
 from riebench.utils.markup import MarkupTable, code_span, csv_text, escape_markdown, markdown_table
-from riebench.utils.plots import png_digest
 
 NONE = "–"
 IMAGES = "images"
@@ -228,9 +227,9 @@ def fill_response(folders: Sequence[RunFolder], document: Path, *, check: bool =
 
     fill_parts(document, PART, part_text, mark="<!-- response:", command=command, check=check)
     numbers = document.with_suffix(".csv")
-    _update(numbers, csv_text(CSV_COLUMNS, _csv_rows(everything)).encode(), command, check)
+    update_file(numbers, csv_text(CSV_COLUMNS, _csv_rows(everything)).encode(), command, check=check)
     for path, found in figures.items():
-        _update_figure(path, found, command, check)
+        curves_plan(found.measures).update(path, command, check=check)
     return [document, numbers, *figures]
 
 
@@ -244,26 +243,6 @@ def _part(name: str, found: Responses, document: Path, figures: dict[Path, Respo
     path = file_inside(document.parent / IMAGES, file, "the name of a figure", f"the folder {IMAGES}")
     figures[path] = found
     return f"![{curves_plan(found.measures).alt}]({quote(f'{IMAGES}/{file}')})\n\n{reading_words(found.measures)}\n"
-
-
-def _update_figure(path: Path, found: Responses, command: str, check: bool) -> None:
-    """Write a figure whose numbers have changed, or only check it."""
-    plan = curves_plan(found.measures)
-    there = path.read_bytes() if path.exists() else b""
-    if png_digest(there) == plan.digest:
-        return
-    if check:
-        raise RiebenchError(f"{path} is out of date; run `{command}` and commit it")
-    write_atomic(path, plan.png())
-
-
-def _update(path: Path, data: bytes, command: str, check: bool) -> None:
-    """Write a file whose content has changed, or only check it."""
-    if (path.read_bytes() if path.exists() else b"") == data:
-        return
-    if check:
-        raise RiebenchError(f"{path} is out of date; run `{command}` and commit it")
-    write_atomic(path, data)
 
 
 def _csv_rows(everything: Iterable[Responses]) -> list[list[object]]:
