@@ -14,6 +14,7 @@ from pathlib import Path
 
 from riebench.analysis.compare import check_claims, contrast_part
 from riebench.analysis.compare.blocks import MARGINS, per_block_share
+from riebench.analysis.compare.training import training_table
 from riebench.analysis.configurations import (
     EVERYTHING,
     LARGEST_SCORE,
@@ -438,9 +439,9 @@ def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
     if profile in (None, DEFAULT):
         tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
         tables[model_folder / "tables" / "switched"] = per_switched_count(folders)
-        distances = distance_table(folders)
-        if distances is not None:
-            tables[model_folder / "tables" / "off_distribution"] = distances
+        for part, table in (("off_distribution", distance_table(folders)), ("training", training_table(folders))):
+            if table is not None:
+                tables[model_folder / "tables" / part] = table
     return tables
 
 
