@@ -38,7 +38,7 @@ from riebench.scoring.profiles import DEFAULT, PROFILES, Profile, metric_format
 from riebench.store.folder import RunFolder
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import ALL_CATEGORIES, inputs_in_words
-from riebench.utils.files import write_atomic
+from riebench.utils.files import out_of_date, write_atomic
 from riebench.utils.markup import (
     Block,
     BulletList,
@@ -497,7 +497,7 @@ def check_all(folders: Iterable[RunFolder], profile: str | None = None) -> list[
     for model_folder, group in _by_model(folders):
         for path, text in table_texts(model_folder, group, profile).items():
             if not path.exists() or path.read_bytes() != text.encode():
-                raise RiebenchError(f"{path} is out of date; run `riebench tables` and commit it")
+                raise out_of_date(path, "riebench tables")
             checked.append(path)
     return checked
 
@@ -601,7 +601,7 @@ def fill_parts(
 
     after = part.sub(whole, before)
     if check and after != before:
-        raise RiebenchError(f"{document} is out of date; run `{command}` and commit it")
+        raise out_of_date(document, command)
     if after != before:
         write_atomic(document, after.encode())
 

@@ -26,6 +26,7 @@ from riebench.cli.names import (
     check_names,
     completing,
     known_attentions,
+    known_categories,
     known_formats,
     known_models,
     known_offloads,
@@ -395,6 +396,21 @@ ModelNameOption = Annotated[
 ]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
 GuidanceOption = Annotated[float | None, typer.Option(min=0, help="Guidance scale. [default: the model's]")]
+SuiteModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Preset, folder, single file or hub id. [default: the suite's]", autocompletion=completing(known_models)
+    ),
+]
+CategoriesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these categories, with commas between.", autocompletion=completing(known_categories, several=True)
+    ),
+]
+BatchSizeOption = Annotated[
+    str, typer.Option(help="Pictures generated at a time; auto: what device and free memory allow.")
+]
 PicturesOption = Annotated[int, typer.Option(min=1, help="Pictures generated at a time.")]
 DeviceOption = Annotated[
     str,

@@ -11,6 +11,8 @@ import typer
 from riebench.cli.commands import CommandGroup
 from riebench.cli.common import (
     AttentionOption,
+    BatchSizeOption,
+    CategoriesOption,
     ChannelsLastOption,
     DeviceOption,
     DtypeOption,
@@ -25,6 +27,7 @@ from riebench.cli.common import (
     SingleFileConfigOption,
     SizeOption,
     StepsOption,
+    SuiteModelOption,
     SuiteOption,
     UnetOption,
     VaeOption,
@@ -43,7 +46,6 @@ from riebench.cli.names import (
     complete_settings_set,
     completing,
     known_blocks,
-    known_categories,
     known_models,
     known_offloads,
     known_regions,
@@ -74,13 +76,7 @@ def request_from_options(
         ),
     ] = "main",
     suite: SuiteOption = "toy",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Preset, folder, single file or hub id. [default: the suite's]",
-            autocompletion=completing(known_models),
-        ),
-    ] = None,
+    model: SuiteModelOption = None,
     sae: SaeOption = None,
     sae_name: Annotated[
         str | None,
@@ -103,13 +99,7 @@ def request_from_options(
         str | None,
         typer.Option(help="Change only the steps of this part of the run, such as 0:0.5 for its first half."),
     ] = None,
-    categories: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these categories, with commas between.",
-            autocompletion=completing(known_categories, several=True),
-        ),
-    ] = None,
+    categories: CategoriesOption = None,
     examples: Annotated[str | None, typer.Option(help="Only these examples, by their ids with commas between.")] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -120,9 +110,7 @@ def request_from_options(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N examples of each category.")] = None,
-    batch_size: Annotated[
-        str, typer.Option(help="Pictures generated at a time; auto: what device and free memory allow.")
-    ] = "auto",
+    batch_size: BatchSizeOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     size: SizeOption = None,

@@ -14,7 +14,7 @@ from riebench.errors import RiebenchError
 from riebench.paper.artefact import DATA, FIGURES, INDEX, TABLES, Artefact, load_artefact
 from riebench.paper.job import PaperJob
 from riebench.paper.registry import RECIPES, Recipe, find
-from riebench.utils.files import write_atomic
+from riebench.utils.files import out_of_date, write_atomic
 from riebench.utils.hub import offline_mode
 from riebench.utils.plots import KINDS, FigureKind, figure_bytes, new_figure, plot_style
 
@@ -160,7 +160,7 @@ def _check_file(path: Path, text: str, out: Path) -> None:
 
 
 def _stale_error(path: Path, out: Path) -> RiebenchError:
-    return RiebenchError(f"{path} is out of date; run `riebench paper all --out {out}` and commit it")
+    return out_of_date(path, f"riebench paper all --out {out}")
 
 
 def draw_figure(recipe: Recipe, artefact: Artefact) -> dict[FigureKind, bytes]:

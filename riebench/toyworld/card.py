@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riebench.errors import RiebenchError
 from riebench.models.assets import read_manifest
 from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.evaluate import BARS, CLIPS
 from riebench.toyworld.networks.dit.document import DIT_SENTENCES, transformer_bars
 from riebench.toyworld.networks.mixed.document import MIXED_PARTS, table
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
+from riebench.utils.files import out_of_date
 
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """A generated part of the card: everything between its two marks."""
@@ -186,7 +186,7 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
     before = card.read_text(encoding="utf-8")
     after = fill_card(before, figures)
     if check and before != after:
-        raise RiebenchError(f"{card} is out of date; run `python -m riebench.toyworld card` and commit it")
+        raise out_of_date(card, "python -m riebench.toyworld card")
     if before != after:
         card.write_text(after, encoding="utf-8")
 

@@ -111,11 +111,7 @@ def tables(
     paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
         fill_document(file, check=check)
-    if check:
-        say(f"{len(paths) + len(document or ())} files are up to date")
-    else:
-        for path in (*paths, *(document or ())):
-            print_line(path)
+    _say_written([*paths, *(document or ())], check)
 
 
 @friendly
@@ -424,11 +420,7 @@ def agreement(
     if out is None:
         refuse_remote(results)
     paths = write_agreement(folders_in(results_to_read(results)), out, check=check)
-    if check:
-        say(f"{len(paths)} files are up to date")
-    else:
-        for path in paths:
-            print_line(path)
+    _say_written(paths, check)
 
 
 @friendly
@@ -445,8 +437,4 @@ def curves(
     from riebench.analysis.tradeoff.response.document import fill_response
 
     paths = fill_response(folders_in(results_to_read(results)), out, check=check)
-    if check:
-        say(f"{len(paths)} files are up to date")
-    else:
-        for path in paths:
-            print_line(path)
+    _say_written(paths, check)

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from riebench.cli.common import (
+    BatchSizeOption,
+    CategoriesOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -17,6 +19,7 @@ from riebench.cli.common import (
     SaeOption,
     SizeOption,
     StepsOption,
+    SuiteModelOption,
     SuiteOption,
     WeightsOption,
     friendly,
@@ -29,8 +32,6 @@ from riebench.cli.names import (
     complete_settings_set,
     completing,
     known_blocks,
-    known_categories,
-    known_models,
     words_beginning_with,
 )
 from riebench.utils.terminal import print_line
@@ -56,13 +57,7 @@ def elastic(
         str, typer.Option(help="The set in which its name is looked up.", autocompletion=complete_settings_set)
     ] = "sweep",
     suite: SuiteOption = "toy",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Preset, folder, single file or hub id. [default: the suite's]",
-            autocompletion=completing(known_models),
-        ),
-    ] = None,
+    model: SuiteModelOption = None,
     sae: SaeOption = None,
     blocks: Annotated[
         str | None,
@@ -71,13 +66,7 @@ def elastic(
             autocompletion=completing(known_blocks, several=True),
         ),
     ] = None,
-    categories: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these categories, with commas between.",
-            autocompletion=completing(known_categories, several=True),
-        ),
-    ] = None,
+    categories: CategoriesOption = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples of each category to look at, at most.")] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="Which seed of each example; best one that is scored by no run.")
@@ -101,9 +90,7 @@ def elastic(
     size: SizeOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
-    batch_size: Annotated[
-        str, typer.Option(help="Pictures generated at a time; auto: what device and free memory allow.")
-    ] = "auto",
+    batch_size: BatchSizeOption = "auto",
     trust_plugins: Annotated[
         bool, typer.Option("--trust-plugins", help="Also run a plug-in outside the configuration's folder.")
     ] = False,
