@@ -36,7 +36,10 @@ BASE = HubModel(
     NAME, "Qwen/Qwen2.5-VL-7B-Instruct", PROCESSOR, (INDEX, WEIGHTS),
     revision="cc594898137f460bfe9f0759e9844b3ce807cfb5",
 )  # fmt: skip
-ADAPTER = HubModel(NAME, "EditScore/EditScore-7B", weights=("adapter_model.safetensors",), config="adapter_config.json")
+ADAPTER = HubModel(
+    NAME, "EditScore/EditScore-7B", weights=("adapter_model.safetensors",), config="adapter_config.json",
+    revision="dcce052accfc75f2d48279c889a71755ecdf737b",
+)  # fmt: skip
 """What the authors' training adds to the model (LoRA)."""
 INSTRUCTION = 'Change the image of "{source}" into one of "{target}".'
 """The instruction that stands for two prompts."""

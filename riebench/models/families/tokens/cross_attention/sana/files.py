@@ -35,17 +35,18 @@ PRESETS: tuple[Preset, ...] = (
 """The models of two sizes for two sizes of pictures."""
 
 
-def _sprint(name: str, repository: str, notes: str) -> Preset:
+def _sprint(name: str, repository: str, revision: str | None, notes: str) -> Preset:
     return Preset(
-        name, f"{OWNER}/{repository}", None, SPRINT_STEPS, GUIDANCE, 1024, "bfloat16", DEFAULT_SCORER, None, notes,
+        name, f"{OWNER}/{repository}", revision, SPRINT_STEPS, GUIDANCE, 1024, "bfloat16", DEFAULT_SCORER, None, notes,
         family="sana-sprint",
     )  # fmt: skip
 
 
 SPRINT_PRESETS: tuple[Preset, ...] = (
-    _sprint("sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers", "1.6B parameters, 1 to 4 steps, told scale 4.5."),
-    _sprint("sana-sprint-0.6b", "Sana_Sprint_0.6B_1024px_diffusers", "0.6B parameters, 1 to 4 steps, told scale 4.5."),
-)
+    _sprint("sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers", None, "1.6B parameters, 1 to 4 steps, told scale 4.5."),
+    _sprint("sana-sprint-0.6b", "Sana_Sprint_0.6B_1024px_diffusers", "a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97",
+            "0.6B parameters, 1 to 4 steps, told scale 4.5."),
+)  # fmt: skip
 """The models distilled to few steps."""
 
 REPOSITORIES: tuple[str, ...] = (f"{OWNER}/Sana_1600M", f"{OWNER}/Sana_600M", f"{OWNER}/SANA1.5")
