@@ -426,20 +426,25 @@ def model_tables(model_folder: Path, folders: Sequence[RunFolder], profile: str 
         Path without its suffix -> table.
     """
     tables: dict[Path, TablePair] = {}
+    usual: dict[Path, list[Configuration]] = {}
     for name in scored_profiles(folders) if profile is None else [profile]:
         folder = model_folder / "tables" / PROFILES[name].folder
         extra = MARGINS if name == DEFAULT else ()
-        found = [configuration for run in folders for configuration in configurations(run, name, extra)]
+        by_run = {run.path: configurations(run, name, extra) for run in folders}
+        found = [configuration for of_run in by_run.values() for configuration in of_run]
         tables[folder / "per_block"] = per_block(found)
         tables[folder / "per_category"] = per_category(found)
         tables[folder / "per_method"] = per_method(found)
-        shares = per_block_share(found) if name == DEFAULT else None
-        if shares is not None:
+        if name != DEFAULT:
+            continue
+        usual = by_run
+        if (shares := per_block_share(found)) is not None:
             tables[folder / "block_shares"] = shares
     if profile in (None, DEFAULT):
         tables[model_folder / "tables" / "feature_share"] = per_feature_share(folders)
         tables[model_folder / "tables" / "switched"] = per_switched_count(folders)
-        for part, table in (("off_distribution", distance_table(folders)), ("training", training_table(folders))):
+        distances = distance_table(folders, usual)
+        for part, table in (("off_distribution", distances), ("training", training_table(folders))):
             if table is not None:
                 tables[model_folder / "tables" / part] = table
     return tables

@@ -10,15 +10,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from riebench.errors import StoreError, near_match
-from riebench.store.records import BlockFeatures, EditRecord, ScoreRecord, UnitKey
+from riebench.store.records import BlockDistribution, BlockFeatures, EditRecord, ScoreRecord, UnitKey
 from riebench.tasks.schema import MAX_WHOLE
 from riebench.utils.files import read_regular, write_atomic
 
@@ -154,7 +155,7 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
     columns = {
         name: plain_list(table.column(name)) for name in RECORD_COLUMNS if name != "features" and name not in LATER
     }  # fmt: skip
-    for name, parse in (("distribution", _parsed), ("training", _parsed_object)):
+    for name, parse in (("distribution", _distribution), ("training", _parsed)):
         texts = table.column(name).to_pylist() if name in table.column_names else [None] * len(table)
         columns[name] = [None if text is None else parse(path, text) for text in texts]
     switched = _features(path, table.column("features").combine_chunks()) if features else [{}] * len(table)
@@ -177,25 +178,28 @@ def read_records(path: Path, *, features: bool = True) -> list[EditRecord]:
     return found
 
 
+def _distribution(path: Path, text: str) -> Any:
+    """Return a record's distances by block, as they are where they are wrong.
+
+    What is wrong with them is said with the record's row, when the whole record is checked.
+    """
+    try:
+        return _distributions().validate_json(text)
+    except ValidationError:
+        return _parsed(path, text)
+
+
+@cache
+def _distributions() -> TypeAdapter[dict[str, BlockDistribution]]:
+    return TypeAdapter(dict[str, BlockDistribution])
+
+
 def _parsed(path: Path, text: str) -> Any:
-    """Return a value that is stored as JSON, with lists as tuples."""
+    """Return a value that is stored as JSON."""
     try:
-        found = json.loads(text)
-        return {
-            block: {name: tuple(one) if isinstance(one, list) else one for name, one in numbers.items()}
-            for block, numbers in found.items()
-        }
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: a distribution is no JSON object; publish the run again") from error
-
-
-def _parsed_object(path: Path, text: str) -> Any:
-    """Return a JSON object that is stored as text."""
-    try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: a training is no JSON object; publish the run again") from error
-    return found
+        raise StoreError(f"{path} is damaged: {text[:40]!r} is no JSON object; publish the run again") from error
 
 
 def plain_list(column: Any) -> list[Any]:

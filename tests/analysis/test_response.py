@@ -13,6 +13,7 @@ from records import make_key, make_record, make_score, make_spec
 from typer.testing import CliRunner
 
 from riebench.analysis.leaderboard import make_leaderboard
+from riebench.analysis.stats import macro_mean
 from riebench.analysis.tables import write_tables
 from riebench.analysis.tradeoff.response.curves import CurveSet, read_curves
 from riebench.analysis.tradeoff.response.distances import distance_rows
@@ -153,6 +154,35 @@ def test_the_document_is_generated_and_checked(tmp_path: Path) -> None:
     document.write_text(document.read_text().replace("response: about", "response: abut"))
     with pytest.raises(RiebenchError, match=r"no response part 'abut' \(did you mean 'about'\?\)"):
         fill_response(folders, document)
+
+
+def test_distances_are_means_over_seeds_examples_and_categories_where_steps_differ(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    places = [
+        (f"{category}-{i}", category, seed)
+        for category, many in (("change_style", 9), ("change_color", 3), ("change_pose", 12))
+        for i in range(many) for seed in range(1 + i % 3)
+    ]  # fmt: skip
+    folder = RunFolder(tmp_path / "toy" / "toy-turbo" / "sae", make_spec(name="sae", strengths=(1.0,)))
+    keys = [make_key(example_id=one, category=category, task=category, seed=seed) for one, category, seed in places]
+    values: dict[int | str, dict[str, dict[str, list[float]]]] = {}
+    with folder.open_for_writing(plan=keys) as run:
+        for key in keys:
+            steps = (0, 1, 2) if rng.random() < 0.5 else (1,)
+            found = tuple(rng.random() for _ in steps)
+            one = BlockDistribution(
+                reference="0123abcd", steps=steps, norm=found, distance=found, far=found, far_before=found
+            )
+            for step, value in (("all", sum(found) / len(found)), *zip(steps, found, strict=True)):
+                examples = values.setdefault(step, {}).setdefault(key.category, {})
+                examples.setdefault(key.example_id, []).append(value)
+            record = make_record(key, f"images/{key.digest}.png", "0" * 64)
+            run.append(record.model_copy(update={"distribution": {"mid.0": one}}))
+    rows = distance_rows([folder])
+    assert [one.step for one in rows] == ["all", 0, 1, 2] and rows[0].units == len(keys)
+    for row in rows:
+        assert row.norm == row.distance == row.far == row.far_before == pytest.approx(macro_mean(values[row.step]))
+    assert rows[0].far_low is not None and rows[0].far_low < rows[0].far < (rows[0].far_high or 0)
 
 
 def test_shares_off_the_distribution_stand_beside_gain(tmp_path: Path) -> None:

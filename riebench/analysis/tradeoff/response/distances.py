@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
 
 from riebench.analysis.configurations import FAR, FAR_BEFORE, Configuration, configurations
-from riebench.analysis.stats import estimate, macro_mean
+from riebench.analysis.stats import Floats, estimate, macro_mean
 from riebench.store.folder import RunFolder
 from riebench.store.records import BlockDistribution, EditRecord
 from riebench.utils.markup import Block, Code, Document, Heading, MarkupTable, Paragraph, csv_text
@@ -63,70 +67,111 @@ class DistanceRow:
     units: int
 
 
-def distance_rows(folders: Iterable[RunFolder]) -> list[DistanceRow]:
-    """Collect the distances of all configurations, over all steps first."""
+def _order(record: EditRecord) -> tuple[str, str, int]:
+    return record.key.category, record.key.example_id, record.key.seed
+
+
+def distance_rows(
+    folders: Iterable[RunFolder], known: Mapping[Path, Sequence[Configuration]] | None = None
+) -> list[DistanceRow]:
+    """Collect the distances of all configurations, over all steps first.
+
+    Args:
+        folders: the run folders.
+        known: path of a run folder -> its configurations with the usual metrics, where they were read already.
+    """
     rows: list[DistanceRow] = []
     for folder in folders:
         groups: dict[tuple[str, float, str, str], list[tuple[EditRecord, BlockDistribution]]] = {}
-        for record in sorted(folder.records(), key=lambda record: (record.key.example_id, record.key.seed)):
+        for record in sorted(folder.records(), key=_order):
             for block, one in (record.distribution or {}).items():
+                if not one.steps:
+                    continue
                 place = (record.key.block_set, record.key.strength, block, one.reference)
                 groups.setdefault(place, []).append((record, one))
         if not groups:
             continue
-        found = {(one.block_set, one.strength): one for one in configurations(folder)}
+        of_run = (known or {}).get(folder.path) or configurations(folder)
+        found = {(one.block_set, one.strength): one for one in of_run}
         for (block_set, strength, block, reference), members in sorted(groups.items()):
-            configuration = found[block_set, strength]
-            steps = sorted({step for _, one in members for step in one.steps})
-            places: tuple[int | str, ...] = (ALL_STEPS, *steps)
-            for step in places:
-                name = folder.spec.setting.name
-                rows.append(_row(name, configuration, (block, step, reference), members))
+            rows += _rows(folder.spec.setting.name, found[block_set, strength], (block, reference), members)
     return rows
 
 
-def _row(
-    setting: str, configuration: Configuration, place: tuple[str, int | str, str],
+def _rows(
+    setting: str, configuration: Configuration, place: tuple[str, str],
     members: Sequence[tuple[EditRecord, BlockDistribution]],
-) -> DistanceRow:  # fmt: skip
-    block, step, reference = place
-    values = {number: _values(members, number, None if step == ALL_STEPS else step) for number in NUMBERS}
-    means = {number: macro_mean(found) or 0.0 for number, found in values.items()}
-    ends: tuple[float | None, float | None] = (None, None)
-    if step == ALL_STEPS:
-        far = estimate(values["far"], configuration.clusters, bounds=(0.0, None))
-        ends = far.low, far.high
-    return DistanceRow(
-        setting, configuration.block_set, configuration.strength, block, step, reference,
-        means["norm"], means["distance"], means["far"], *ends, means["far_before"],
-        _mean(configuration, "clip_gain"), _mean(configuration, "lpips"), len(members),
-    )  # fmt: skip
+) -> list[DistanceRow]:  # fmt: skip
+    """Return the row of one block over all steps, then those of each step."""
+    block, reference = place
+    gain, lpips = _mean(configuration, "clip_gain"), _mean(configuration, "lpips")
+    steps = sorted({step for _, one in members for step in one.steps})
+    numbers = _numbers(members, steps)
+    means = np.nanmean(numbers, axis=2)
+    values: Values = {}
+    for (record, _), far in zip(members, means[:, NUMBERS.index("far")].tolist(), strict=True):
+        values.setdefault(record.key.category, {}).setdefault(record.key.example_id, []).append(far)
+    far_share = estimate(values, configuration.clusters, bounds=(0.0, None))
+    rows = []
+    tables: list[tuple[int | str, Floats]] = [(ALL_STEPS, means), *zip(steps, np.moveaxis(numbers, 2, 0), strict=True)]
+    for step, of_step in tables:
+        there = ~np.isnan(of_step[:, 0])
+        norm, distance, far, before = _macro_means(list(compress(members, there)), of_step[there])
+        ends = (far_share.low, far_share.high) if step == ALL_STEPS else (None, None)
+        rows.append(DistanceRow(
+            setting, configuration.block_set, configuration.strength, block, step, reference,
+            norm, distance, far, *ends, before, gain, lpips, len(members),
+        ))  # fmt: skip
+    return rows
 
 
 def _mean(configuration: Configuration, metric: str) -> float | None:
     return macro_mean(configuration.values.get(metric, {}))
 
 
-def _values(members: Sequence[tuple[EditRecord, BlockDistribution]], number: str, step: int | str | None) -> Values:
-    """Return a number of each edit, its mean over steps or that of one step."""
-    values: Values = {}
-    for record, one in members:
-        found: tuple[float, ...] = getattr(one, number)
-        if step is not None:
-            found = tuple(value for at, value in zip(one.steps, found, strict=True) if at == step)
-        if found:
-            seeds = values.setdefault(record.key.category, {}).setdefault(record.key.example_id, [])
-            seeds.append(sum(found) / len(found))
-    return values
+def _numbers(members: Sequence[tuple[EditRecord, BlockDistribution]], steps: Sequence[int]) -> Floats:
+    """Return each edit's `NUMBERS` at each step.
+
+    They are [edits, numbers, steps], nan where a step is not edited.
+    """
+    found = np.full((len(members), len(NUMBERS), len(steps)), np.nan)
+    for at, (_, one) in enumerate(members):
+        columns = [steps.index(step) for step in one.steps]
+        found[at][:, columns] = [getattr(one, number) for number in NUMBERS]
+    return found
 
 
-def distance_table(folders: Iterable[RunFolder]) -> tuple[Document, str] | None:
+def _macro_means(members: Sequence[tuple[EditRecord, BlockDistribution]], numbers: Floats) -> list[float]:
+    """Compute `macro_mean` of several numbers at once.
+
+    Args:
+        members: the edits, those of one category and those of one example beside each other.
+        numbers: [edits, numbers].
+    """
+    places = [(record.key.category, record.key.example_id) for record, _ in members]
+    starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1]]
+    sizes = np.diff([*starts, len(places)])
+    # One row for each number, so that a category's examples are added as those of a single number are.
+    examples = np.ascontiguousarray((np.add.reduceat(numbers, starts, axis=0) / sizes[:, None]).T)
+    names = [places[start][0] for start in starts]
+    ends = [at for at, name in enumerate(names, 1) if at == len(names) or name != names[at]]
+    categories = [examples[:, start:end].mean(axis=1) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return np.stack(categories, axis=1).mean(axis=1).tolist()
+
+
+def distance_table(
+    folders: Iterable[RunFolder], known: Mapping[Path, Sequence[Configuration]] | None = None
+) -> tuple[Document, str] | None:
     """Tabulate the distances of some runs; None if nothing was measured.
+
+    Args:
+        folders: the run folders.
+        known: see `distance_rows`.
 
     Returns:
         The table for people, and its CSV file with every step.
     """
-    rows = distance_rows(folders)
+    rows = distance_rows(folders, known)
     if not rows:
         return None
     names = [field.name for field in fields(DistanceRow)]
