@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -49,6 +49,15 @@ P = ParamSpec("P")
 EXIT_USER_ERROR = 2
 MOST_NUMBERS = 1000
 """Most numbers in one option."""
+
+
+def say_written(paths: Sequence[Path], check: bool) -> None:
+    """Print the files that were written, or how many are up to date."""
+    if check:
+        say(f"{len(paths)} files are up to date")
+    else:
+        for path in paths:
+            print_line(path)
 
 
 def say(text: str) -> None:

@@ -208,8 +208,13 @@ def test_the_command_writes_a_document_its_numbers_and_a_picture(results: Path, 
     with decode_image(picture.read_bytes(), ("PNG",)) as image:
         assert min(image.size) > 300
     before = [path.read_bytes() for path in (document, table, picture)]
-    command(results, "--models", "toy-mixed,toy-turbo", "--out", tmp_path / "out")
+    again = ("--models", "toy-mixed,toy-turbo", "--out", tmp_path / "out")
+    command(results, *again)
     assert before == [path.read_bytes() for path in (document, table, picture)]
+    assert "3 files are up to date" in command(results, *again, "--check").output
+    table.write_text(table.read_text().replace("mid.0", "mid.1"))
+    stale = command(results, *again, "--check")
+    assert stale.exit_code == 2 and "models.csv is out of date; run `riebench compare-models --out" in stale.stderr
 
 
 def test_the_command_refuses_in_one_line(results: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from riebench.analysis.standings import GAIN, MIN_EXAMPLES, SECOND
 from riebench.analysis.tradeoff import BUDGETS
 from riebench.analysis.validity.plots import INK, PALE, RIGHT, WRONG, FigurePlan
 from riebench.tasks.suites import suite_title
-from riebench.utils.files import write_atomic
+from riebench.utils.files import update_file
 from riebench.utils.markup import (
     Block,
     BulletList,
@@ -52,25 +52,27 @@ CSV_COLUMNS = (
 """Columns of the CSV file; gains are as stored, and printed x100."""
 
 
-def write_side_by_side(found: ModelComparison, out: Path) -> list[Path]:
-    """Write a comparison of models into a folder.
+def write_side_by_side(found: ModelComparison, out: Path, *, check: bool = False) -> list[Path]:
+    """Write a comparison of models into a folder, or only check that it is up to date.
 
     Args:
         found: the comparison.
         out: folder that gets `models.md`, `models.csv` and `models.png`.
+        check: only looks.
 
     Returns:
         The files.
+
+    Raises:
+        RiebenchError: with `check`, if a file is out of date.
     """
-    plan = picture_plan(found)
-    files = {
-        out / f"{STEM}.md": side_by_side(found, picture=f"{STEM}.png").markdown().encode(),
-        out / f"{STEM}.csv": csv_text(CSV_COLUMNS, csv_rows(found)).encode(),
-        out / f"{STEM}.png": plan.png(),
-    }
-    for path, data in files.items():
-        write_atomic(path, data)
-    return [*files]
+    document, table, picture = (out / f"{STEM}.{ending}" for ending in ("md", "csv", "png"))
+    command = f"riebench compare-models --out {out}"
+    text = side_by_side(found, picture=picture.name).markdown()
+    update_file(document, text.encode(), command, check=check)
+    update_file(table, csv_text(CSV_COLUMNS, csv_rows(found)).encode(), command, check=check)
+    picture_plan(found).update(picture, command, check=check)
+    return [document, table, picture]
 
 
 def side_by_side(found: ModelComparison, picture: str = "") -> Document:

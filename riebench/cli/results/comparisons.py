@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riebench.cli.common import ResultsOption, folders_in, friendly, refuse_remote, results_to_read, split_names
+from riebench.cli.common import (
+    ResultsOption,
+    UpToDateOption,
+    folders_in,
+    friendly,
+    refuse_remote,
+    results_to_read,
+    say_written,
+    split_names,
+)
 from riebench.errors import RiebenchError, near_match
 from riebench.utils.collector import pause_collector
-from riebench.utils.terminal import print_document, print_line
+from riebench.utils.terminal import print_document
 
 if TYPE_CHECKING:
     from riebench.store.folder import RunFolder
@@ -54,6 +63,7 @@ def compare_models(
     ] = None,
     suite: Annotated[str | None, typer.Option(help="The suite, if there are results of several.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for models.md, models.csv and models.png.")] = Path("comparison"),
+    check: UpToDateOption = False,
 ) -> None:
     """Put models side by side: best block by category, gain at equal LPIPS, cost.
 
@@ -69,8 +79,7 @@ def compare_models(
     places = folders or [results_to_read(None)]
     stored = [run for place in dict.fromkeys(places) for run in folders_in(place)]
     groups = _groups_of_models(stored, suite, split_names(models))
-    for path in write_side_by_side(ModelComparison.of(groups), out):
-        print_line(path)
+    say_written(write_side_by_side(ModelComparison.of(groups), out, check=check), check)
 
 
 def _groups_of_models(

@@ -5,7 +5,6 @@ The others write the report, exports for other programs, response curves and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,7 @@ from riebench.cli.common import (
     results_to_read,
     results_to_write,
     say,
+    say_written,
     split_names,
 )
 from riebench.cli.names import completing, known_metrics
@@ -111,7 +111,7 @@ def tables(
     paths = check_all(folders, profile) if check else write_all(folders, profile)
     for file in document or ():
         fill_document(file, check=check)
-    _say_written([*paths, *(document or ())], check)
+    say_written([*paths, *(document or ())], check)
 
 
 @friendly
@@ -333,7 +333,7 @@ def validity(
     from riebench.analysis.validity.document import fill_validity
 
     paths = fill_validity(folders_in(results_to_read(results)), out or Path("docs/validity.md"), check=check)
-    _say_written(paths, check)
+    say_written(paths, check)
 
 
 @validity_app.command("saes")
@@ -393,16 +393,7 @@ def validity_saes(
             print_line(path)
     pause_collector()
     study = Study(LadderResults.read(stored))
-    _say_written(fill_documents(study, out, out.with_name("validity.md"), check=check), check)
-
-
-def _say_written(paths: Sequence[Path], check: bool) -> None:
-    """Print the files that were written, or how many are up to date."""
-    if check:
-        say(f"{len(paths)} files are up to date")
-    else:
-        for path in paths:
-            print_line(path)
+    say_written(fill_documents(study, out, out.with_name("validity.md"), check=check), check)
 
 
 @friendly
@@ -420,7 +411,7 @@ def agreement(
     if out is None:
         refuse_remote(results)
     paths = write_agreement(folders_in(results_to_read(results)), out, check=check)
-    _say_written(paths, check)
+    say_written(paths, check)
 
 
 @friendly
@@ -437,4 +428,4 @@ def curves(
     from riebench.analysis.tradeoff.response.document import fill_response
 
     paths = fill_response(folders_in(results_to_read(results)), out, check=check)
-    _say_written(paths, check)
+    say_written(paths, check)
