@@ -113,8 +113,9 @@ class SweepRounds:
         tasks, settings = sample(EXAMPLES)
         self.units = plan(tasks, settings)
         self.chosen = self.units[:: max(1, len(self.units) // SAMPLED_UNITS)]
+        self.pool = load_suite("toy")
         (folder / "one").mkdir()
-        self.plain = OneByOne(model, folder / "one", tasks=load_suite("toy"), settings=settings)
+        self.plain = OneByOne(model, folder / "one", tasks=self.pool, settings=settings)
         self.calls = BareCalls(load_model("toy-turbo"))
         self.found: dict[str, list[float]] = {}
         self.pictures: dict[str, Any] = {}
@@ -153,7 +154,7 @@ class SweepRounds:
         return clock, ours, beside.seconds
 
     def _sweep(self, name: str) -> None:
-        self.folders = sweep(self.model, self.folder / name, EXAMPLES, pool=load_suite("toy"))
+        self.folders = sweep(self.model, self.folder / name, EXAMPLES, pool=self.pool)
 
     def _one_by_one(self) -> None:
         for unit in self.chosen:
@@ -204,15 +205,13 @@ def test_sweep_beside_bare_calls(
 ) -> None:
     """Measure the sweep against the bare calls of its networks alone.
 
-    Two strengths of every configuration, which takes minutes where `test_sweep` takes an hour. Both sides take turns of
-    a second, and the ratio is the median of the rounds.
+    Both sides take turns of a second, and the ratio is the median of the rounds.
 
     What a run does once, however many examples it has, is told apart. References of edited activations are stored by a
     first run of one example. Other examples that methods look at are left out of the first ratio and counted in the
     second one.
     """
-    tasks, settings = sample(EXAMPLES)
-    some = [setting.model_copy(update={"strengths": setting.strengths[-2:]}) for setting in settings]
+    (tasks, settings), pool = sample(EXAMPLES), load_suite("toy")
     calls = BareCalls(load_model("toy-turbo"))
     figures: dict[str, list[float]] = {name: [] for name in ("ratios", "whole", "outside", "hooks")}
 
@@ -222,8 +221,8 @@ def test_sweep_beside_bare_calls(
             both = seconds(
                 timer,
                 lambda: run_benchmark(
-                    tasks, some, model, results_root=tmp_path / name, batch_size=BATCH, progress=False, offline=True,
-                    pool=load_suite("toy"),
+                    tasks, settings, model, results_root=tmp_path / name, batch_size=BATCH, pool=pool, progress=False,
+                    offline=True,
                 ),
             )  # fmt: skip
             ours = both - beside.seconds
@@ -244,7 +243,7 @@ def test_sweep_beside_bare_calls(
         shutil.copytree(known, tmp_path / name / known.relative_to(tmp_path / "warm"))
     benchmark.pedantic(lambda: work(names[len(figures["ratios"])], tasks), rounds=ROUNDS)
     note(
-        "sweep beside bare calls", units=len(plan(tasks, some)), examples=EXAMPLES, rounds=ROUNDS,
+        "sweep beside bare calls", units=len(plan(tasks, settings)), examples=EXAMPLES, rounds=ROUNDS,
         threads=torch.get_num_threads(), of_bare_calls=median(figures["ratios"]),
         of_bare_calls_most=max(figures["ratios"]), of_bare_calls_with_others=median(figures["whole"]),
         outside_model=median(figures["outside"]), hooks=median(figures["hooks"]),

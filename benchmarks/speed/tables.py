@@ -41,13 +41,14 @@ def gains(found: Found) -> str:
 
 
 def rows(found: Found) -> str:
-    """Return the sentence that says what the rows of the sweep with units cost on SDXL."""
+    """Return the sentences that say what the rows of the sweep with units cost on SDXL."""
     # Six edits of updates go on behind their first block and two of its units before it; keys of the text are computed
     # for both prompts, and once for each of the two batches (tests/runs/test_least_work.py).
-    cost = whole_evaluations(SIZE, 40, {"down.2.1": 6, "down.2.1 begins": 2}, texts=4)
+    costs = {block: whole_evaluations(SIZE, 40, {block: 6, f"{block} begins": 2}, texts=4) for block in BLOCKS}
+    each = ", ".join(f"{cost:.1f} for {block}" for block, cost in costs.items())
     return (
-        f"Counted as operations on SDXL's full architecture at {SIZE} px, the 40 rows cost as much as {cost:.1f} whole "
-        "evaluations.\n"
+        f"Counted as operations on SDXL's full architecture at {SIZE} px, the 40 rows cost as much as so many whole "
+        f"evaluations, by the first block that is edited: {each}; {mean(costs.values()):.1f} on average.\n"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from benchmarks.sdxl.counting import whole_evaluations
 from riebench.generation.generator import Generator
 from riebench.generation.units import examples_with_units
+from riebench.models.families.sdxl.names import BLOCKS
 from riebench.runs.capture import CapturePlan
 from riebench.runs.runner import run_benchmark
 from riebench.runs.sae_check import check_saes
@@ -112,7 +114,9 @@ FIRST_BLOCK = "down_blocks.2.attentions.1"
 """Path of the first block that the sweep's edits change."""
 
 
-def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[Any, Any]], Counter[str]]:
+def run_unit_sweep(
+    folder: Path, batch_size: int, block_mode: Literal["together", "each"] = "together"
+) -> tuple[dict[str, np.ndarray[Any, Any]], Counter[str]]:
     """Return the pictures of two examples at four steps, and rows evaluated an example.
 
     These are all "evaluations", "whole" ones, those that compute the first "block", and the rows whose "text" keys are
@@ -144,15 +148,28 @@ def run_unit_sweep(folder: Path, batch_size: int) -> tuple[dict[str, np.ndarray[
                 patch.setattr(kind, "forward", counting(kind.forward))
             patch.setattr("riebench.runs.runner.check_saes", begin)
             folders = run_benchmark(
-                [task(2, region="house")], UNIT_SWEEP, model, results_root=folder, batch_size=batch_size,
-                saes_source=str(tiny_saes()), progress=False,
+                [task(2, region="house")],
+                [setting.model_copy(update={"block_mode": block_mode}) for setting in UNIT_SWEEP],
+                model, results_root=folder, batch_size=batch_size, saes_source=str(tiny_saes()), progress=False,
             )  # fmt: skip
     finally:
         handle.remove()
     records = [(one, record) for one in folders for record in one.records()]
-    assert Counter(record.status for _, record in records) == {"ok": 16}
+    assert Counter(record.status for _, record in records) == {"ok": 16 * (len(BLOCKS) if block_mode == "each" else 1)}
     found = {f"{one.path.name} {record.key.digest}": one.read_image(str(record.image)) for one, record in records}
     return found, Counter({name: rows // 2 for name, rows in counter.items()})
+
+
+def test_a_sweep_of_single_blocks_takes_34_rows_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riebench.generation.memory.UNITS_KEPT", 0)
+    monkeypatch.setattr("riebench.methods.activations.UNIT_BUDGET", 0)
+    _, rows = run_unit_sweep(tmp_path, 16, "each")
+    # Source and target run serve all blocks; each block's eight edits take four steps, the first from its middle on.
+    assert rows["evaluations"] == 8 + len(BLOCKS) * 8 * 4 == len(BLOCKS) * 34
+    assert rows["whole"] == 8 + len(BLOCKS) * 8 * 3
+    # As operations on SDXL, were each block swept in a run of its own with two runs of its own.
+    alone = {block: whole_evaluations(512, 40, {block: 6, f"{block} begins": 2}, texts=4) for block in BLOCKS}
+    assert max(alone, key=alone.__getitem__) == BLOCKS[0] and mean(alone.values()) < 36
 
 
 def test_large_neuron_edits_repeat_no_run_while_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
