@@ -6,7 +6,7 @@ All times are wall times; with --benchmark-timer=time.process_time they are proc
 use too. RIEBENCH_BENCH_EXAMPLES (default 9) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often;
 results go to RIEBENCH_BENCH_JSON if that names a file. The sweep against bare calls alone takes a few minutes:
 
-    RIEBENCH_BENCH_EXAMPLES=3 RIEBENCH_BENCH_ROUNDS=2 python -m pytest -n 0 benchmarks/test_speed.py -k beside -s
+    RIEBENCH_BENCH_EXAMPLES=3 RIEBENCH_BENCH_ROUNDS=3 python -m pytest -n 0 benchmarks/test_speed.py -k beside -s
 """
 
 from __future__ import annotations
