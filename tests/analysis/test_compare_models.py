@@ -203,6 +203,9 @@ def test_the_command_writes_a_document_its_numbers_and_a_picture(results: Path, 
     assert "| change_color | mid.0 (3)* " in text and "](models.png)" in text
     rows = csv_rows(table.read_text().splitlines())
     assert [*rows[0]] == [*CSV_COLUMNS]
+    # What one model alone has run is named, and in the CSV file.
+    assert "- toy-turbo: `neurons`." in text and "| neurons |" not in text and "### `neurons`" not in text
+    assert [row["model"] for row in rows if row["method"] == "neurons"]
     best = {(row["model"], row["category"]): row["blocks"] for row in rows if row["best"] == "yes"}
     assert best["toy-mixed", "change_color"] == "mid.0" and best["toy-turbo", "change_color"] == "up.0.1"
     with decode_image(picture.read_bytes(), ("PNG",)) as image:
@@ -215,6 +218,18 @@ def test_the_command_writes_a_document_its_numbers_and_a_picture(results: Path, 
     table.write_text(table.read_text().replace("mid.0", "mid.1"))
     stale = command(results, *again, "--check")
     assert stale.exit_code == 2 and "models.csv is out of date; run `riebench compare-models --out" in stale.stderr
+
+
+def test_conclusions_come_first(results: Path, tmp_path: Path) -> None:
+    text = side_by_side(compared(results)).markdown()
+    lines = text[: text.index("Gains are")].splitlines()
+    assert "- By `sae`, of 2 categories the best single block of toy-turbo is mid.0 in 1, up.0.1 in 1." in lines
+    assert any(line.startswith("- `sae` gains more on toy-mixed than on toy-turbo: +") for line in lines)
+    # Where no method has run on both, nothing is left out.
+    for model, name, gains in (("toy-turbo", "sae", TURBO), ("toy-mixed", "neurons", MIXED)):
+        store(tmp_path, model, name, gains, method=name, params={} if name == "neurons" else None)
+    apart = compared(tmp_path)
+    assert apart.run_once == {} and "| neurons |" in side_by_side(apart).markdown()
 
 
 def test_the_command_refuses_in_one_line(results: Path, tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ def test_distances_are_means_over_seeds_examples_and_categories_where_steps_diff
             one = BlockDistribution(
                 reference="0123abcd", steps=steps, norm=found, distance=found, far=found, far_before=found
             )
-            for step, value in (("all", sum(found) / len(found)), *zip(steps, found, strict=True)):
+            by_step: list[tuple[int | str, float]] = [("all", sum(found) / len(found)), *zip(steps, found, strict=True)]
+            for step, value in by_step:
                 examples = values.setdefault(step, {}).setdefault(key.category, {})
                 examples.setdefault(key.example_id, []).append(value)
             record = make_record(key, f"images/{key.digest}.png", "0" * 64)

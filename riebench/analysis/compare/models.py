@@ -355,6 +355,25 @@ class ModelComparison:
         return tuple(sorted(counts, key=lambda name: (-counts[name], entries[name].method != SWEPT, name)))
 
     @cached_property
+    def run_once(self) -> Mapping[str, tuple[str, ...]]:
+        """Model -> methods that it alone has, with all blocks together or one at a time.
+
+        Nothing is compared of them. Empty where no method has run on two models: then there is nothing else.
+        """
+        runs = {one.name: {*one.whole, *one.single} for one in self.models}
+        found = {
+            name: tuple(sorted(own.difference(*(other for of, other in runs.items() if of != name))))
+            for name, own in runs.items()
+        }
+        shared = any(len(found[name]) < len(own) for name, own in runs.items())
+        return {name: names for name, names in found.items() if names} if shared else {}
+
+    def compared(self, methods: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some methods that two models have, in their order."""
+        alone = {name for names in self.run_once.values() for name in names}
+        return tuple(name for name in methods if name not in alone)
+
+    @cached_property
     def categories(self) -> tuple[str, ...]:
         """Categories of any model, in their fixed order."""
         planned = {category for one in self.models for category in one.categories}

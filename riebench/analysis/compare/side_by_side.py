@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riebench.analysis.compare.models import (
     MOST_TESTED,
+    BestBlock,
     GainCell,
     ModelComparison,
     ModelDifference,
@@ -85,12 +87,47 @@ def side_by_side(found: ModelComparison, picture: str = "") -> Document:
     names = " and ".join(one.name for one in found.models)
     blocks: list[Block] = [
         Heading(1, (Name(suite_title(found.suite)), ": ", Name(names))),
+        *_conclusions(found),
         Paragraph(_reading(found)),
     ]
     if picture:
         blocks.append(Paragraph((f"![{ALT}]({picture})",)))
+    if found.run_once:
+        blocks.append(Paragraph(("Methods that ran on one model alone are in the CSV file only:",)))
+        blocks.append(BulletList(tuple(
+            (Name(model), ": ", *_listed(names), ".") for model, names in found.run_once.items()
+        )))  # fmt: skip
     blocks += [*_block_tables(found), *_gain_tables(found), *_cost_tables(found)]
     return Document(tuple(blocks))
+
+
+def _conclusions(found: ModelComparison) -> list[Block]:
+    """Return sentences on best blocks and on differences that are significant."""
+    lines: list[tuple[Piece, ...]] = []
+    for method in found.compared(found.block_methods):
+        for model in found.models:
+            best = [one for category in found.categories if (one := _best_of(model, method, category)) is not None]
+            if best:
+                counts = Counter(one.block for one in best).most_common()
+                blocks = ", ".join(f"{block} in {count}" for block, count in counts)
+                lines.append(
+                    ("By ", Code(method), f", of {len(best)} categories the best single block of ",
+                     Name(model.name), f" is {blocks}.")
+                )  # fmt: skip
+    for (method, name), apart in found.differences.items():
+        mean = apart.difference.mean
+        if apart.p < ALPHA and mean is not None:
+            text = f": {_difference_text(apart).removesuffix('*')}."
+            base = Name(found.models[0].name)
+            lines.append(
+                (Code(method), f" gains {'more' if mean > 0 else 'less'} on ", Name(name), " than on ", base, text)
+            )
+    return [BulletList(tuple(lines))] if lines else []
+
+
+def _best_of(model: ModelResults, method: str, category: str) -> BestBlock | None:
+    blocks = model.blocks.get(method)
+    return None if blocks is None else blocks.best(category)
 
 
 def _reading(found: ModelComparison) -> tuple[Piece, ...]:
@@ -104,6 +141,11 @@ def _reading(found: ModelComparison) -> tuple[Piece, ...]:
     )  # fmt: skip
 
 
+def _listed(names: Sequence[str]) -> Sequence[Piece]:
+    """Return names with commas between."""
+    return [piece for name in names for piece in (", ", Code(name))][1:]
+
+
 def _block_tables(found: ModelComparison) -> list[Block]:
     """Return the best block of each category, a table for each method."""
     if not found.block_methods:
@@ -115,7 +157,7 @@ def _block_tables(found: ModelComparison) -> list[Block]:
         "a little too good, since the same pictures chose it."
     )
     made: list[Block] = [Heading(2, ("Best block by category",)), Paragraph((note,))]
-    for method in found.block_methods:
+    for method in found.compared(found.block_methods):
         rows = []
         for category in (*found.categories, EVERYTHING):
             rows.append([category, *(_best_text(one, method, category) for one in found.models)])
@@ -127,7 +169,7 @@ def _best_text(model: ModelResults, method: str, category: str) -> str:
     blocks = model.blocks.get(method)
     if blocks is None:
         return "not run"
-    best = blocks.best(category)
+    best = _best_of(model, method, category)
     if best is None:
         cells = [blocks.cell(block, category) for block in blocks.entries]
         return f"{NONE} {sum(one.scored for one in cells)}/{sum(one.expected for one in cells)}"
@@ -163,7 +205,7 @@ def _gain_tables(found: ModelComparison) -> list[Block]:
             method, *(_gain_with_distance(found.gain(method, one)) for one in found.models),
             *(_difference_text(found.differences.get((method, one.name))) for one in found.models[1:]),
         ]
-        for method in found.methods
+        for method in found.compared(found.methods)
     ]  # fmt: skip
     made: list[Block] = [Heading(2, ("Gain at equal LPIPS",)), Paragraph((note,)), MarkupTable.of(header, rows)]
     if found.unlike:
@@ -171,7 +213,7 @@ def _gain_tables(found: ModelComparison) -> list[Block]:
     if found.has_second:
         network = next(iter(found.models[0].networks(SECOND)))
         second = [[method, *(_gain_text(found.gain(method, one, SECOND)) for one in found.models)]
-                  for method in found.methods]  # fmt: skip
+                  for method in found.compared(found.methods)]  # fmt: skip
         made += [
             Heading(3, ("By the second scorer",)),
             Paragraph(
@@ -204,8 +246,10 @@ def _cost_tables(found: ModelComparison) -> list[Block]:
         calls = NONE if cost.calls is None else str(cost.calls)
         devices = ", ".join(cost.devices) or NONE
         rows.append([one.name, str(spec.steps), f"{spec.guidance:g}", f"{spec.size} px", spec.dtype, calls, devices])
-    methods = list(dict.fromkeys(name for one in found.models for name in one.cost.seconds))
-    times = [[name, *(_seconds_text(one, name) for one in found.models)] for name in sorted(methods)]
+    methods = sorted({name for one in found.models for name in one.cost.seconds})
+    shared = [name for name in methods if sum(name in one.cost.seconds for one in found.models) > 1]
+    shown = shared if found.run_once else methods
+    times = [[name, *(_seconds_text(one, name) for one in found.models)] for name in shown]
     note = (
         "Median of the recorded wall time of a unit in seconds, and the number of units: a picture's share of its "
         "batch. Times of two machines say nothing about models; calls of the denoiser follow from steps and guidance."
@@ -277,7 +321,7 @@ def picture_plan(found: ModelComparison) -> FigurePlan:
     method = next(iter(found.block_methods), "")
     maps = [_map_numbers(found, one, method) for one in found.models if method in one.blocks]
     points = [_point_numbers(found, model) for model in found.models]
-    methods = [name for name in found.methods if any(name in values for _, values in points)]
+    methods = [name for name in found.compared(found.methods) if any(name in values for _, values in points)]
     numbers = {"method": method, "maps": maps, "methods": methods, "points": points}
     rows = max((len(one["rows"]) for one in maps), default=0)
     width = max(6.4, 1.2 + len(maps) * (1.6 + 0.5 * (len(found.categories) + 1)))
@@ -297,7 +341,7 @@ def _map_numbers(found: ModelComparison, model: ModelResults, method: str) -> di
 
 def _point_numbers(found: ModelComparison, model: ModelResults) -> tuple[str, dict[str, list[float | None]]]:
     values = {}
-    for method in found.methods:
+    for method in found.compared(found.methods):
         cell = found.gain(method, model)
         if cell is not None and cell.gain is not None and cell.gain.mean is not None:
             ends = (cell.gain.mean, cell.gain.low, cell.gain.high)
