@@ -43,7 +43,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Scoring": ("profile", "scorer", "scorers", "weights", "metrics", "distance", "most", "gap"),
     "Files and repetition": (
         "results", "config", "out", "work", "report", "redo", "redo_damaged", "stop_after", "shard_pictures", "dry_run",
-        "measure_saes", "json_file", "as_json", "open_page", "check", "licence", "leaderboard",
+        "measure_saes", "json_file", "as_json", "open_page", "check", "stored", "licence", "leaderboard",
     ),
     "Network and machines": ("offline", "engine", "address", "workers", "shard"),
 }  # fmt: skip

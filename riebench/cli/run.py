@@ -30,12 +30,14 @@ from riebench.cli.common import (
     SuiteModelOption,
     SuiteOption,
     UnetOption,
+    UpToDateOption,
     VaeOption,
     WeightsOption,
     friendly,
     parse_seeds,
     results_to_write,
     say,
+    say_written,
     split_names,
     with_options_of,
 )
@@ -366,6 +368,10 @@ def detect(
         Path, typer.Option(help="Leaderboard whose mean gains stand beside, if it is there.")
     ] = Path("leaderboard.csv"),
     out: Annotated[Path, typer.Option(help="Folder for detection.csv and detection.md.")] = Path("detection"),
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Measure nothing: renew the gains beside the numbers in --out.")
+    ] = False,
+    check: UpToDateOption = False,
     steps: StepsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -386,25 +392,27 @@ def detect(
 
     chosen = kinds.named_detectors(split_names(detectors))
     tasks = load_suite(suite, categories=split_names(categories))
-    where = pick_device(device)
     named = model or default_model(suite)
-    say(f"loading {named} on {where}")
-    loaded = load_model(named, steps=steps, dtype=dtype, device=where, offline=offline)
-    check_prompts(loaded, tasks)
-    names = tuple(map(short_name, split_names(blocks))) or loaded.family.names.default
-    request = readings.Request(
-        names,
-        chosen,
-        examples=training_examples,
-        folds=folds,
-        seeds=tuple(parse_seeds(seeds)),
-        sae=sae,
-        offline=offline,
-    )
-    found = table.areas(readings.read_detectors(tasks, loaded, request))
-    beside = table.read_steering(leaderboard, tasks[0].suite, loaded.spec.name)
-    for path in table.write(out, found, beside, suite=tasks[0].suite, model=loaded.spec.name):
-        say(f"written to {path}")
+    if stored or check:
+        found, name = table.read_areas(out), named
+    else:
+        where = pick_device(device)
+        say(f"loading {named} on {where}")
+        loaded = load_model(named, steps=steps, dtype=dtype, device=where, offline=offline)
+        check_prompts(loaded, tasks)
+        names = tuple(map(short_name, split_names(blocks))) or loaded.family.names.default
+        request = readings.Request(
+            names,
+            chosen,
+            examples=training_examples,
+            folds=folds,
+            seeds=tuple(parse_seeds(seeds)),
+            sae=sae,
+            offline=offline,
+        )
+        found, name = table.areas(readings.read_detectors(tasks, loaded, request)), loaded.spec.name
+    beside = table.read_steering(leaderboard, tasks[0].suite, name)
+    say_written(table.write(out, found, beside, suite=tasks[0].suite, model=name, check=check), check)
 
 
 model_app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="Look at models without their weights.")

@@ -16,7 +16,7 @@ from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.features.detection.detectors import DETECTORS, Detector, Material, Reader, named_detectors
 from riebench.features.detection.readings import Reading, Request, read_detectors, shown_values
-from riebench.features.detection.table import ALL, Steering, areas, csv_text, document, read_steering
+from riebench.features.detection.table import ALL, Steering, areas, csv_text, document, read_steering, write
 from riebench.methods.base import Role
 from riebench.methods.supervised.concepts import Contrast
 from riebench.tasks.schema import Attributes, EditExample, EditTask
@@ -67,7 +67,34 @@ def test_files_hold_the_areas_beside_the_steering(tmp_path: Path) -> None:
     assert {row["area"] for row in rows if row["pool"] == "largest"} == {"1"} and rows[0]["mean_gain"] == "0.05"
     text = document(some, steering, suite="toy", model="m")
     assert "linear probe 1.00 (mid.0, largest position)" in text and "| 5.0 |" in text
+    assert "| change_color | 1.00 [1.00, 1.00] (mid.0) |" in text
     assert read_steering(tmp_path / "none.csv", "toy", "m") == {}
+
+
+def test_stored_areas_get_the_gains_of_the_leaderboard_of_now(tmp_path: Path) -> None:
+    board, out = tmp_path / "leaderboard.csv", tmp_path / "out"
+    some = areas([reading(f"e{i}", i % 2 == 0, (i * 7) % 5 + (i % 2 == 0)) for i in range(12)])
+    write(out, some, {}, suite="toy", model="toy-turbo")
+    files = [out / "detection.csv", out / "detection.md"]
+    before = [file.read_bytes() for file in files]
+    line = ["detect", "--leaderboard", str(board), "--out", str(out)]
+    done = CliRunner().invoke(app, [*line, "--check"])
+    assert done.exit_code == 0 and "2 files are up to date" in done.output
+    header = "suite,model,profile,metric,method,score,score_low,score_high"
+    board.write_text(f"{header}\ntoy,toy-turbo,default,mean_gain,probe_direction,0.05,0.04,0.06\n")
+    stale = CliRunner().invoke(app, [*line, "--check"])
+    assert stale.exit_code == 2 and "detection.csv is out of date; run `riebench detect --stored" in stale.stderr
+    assert [file.read_bytes() for file in files] == before
+    assert CliRunner().invoke(app, [*line, "--stored"]).exit_code == 0
+    assert "| 5.0 [4.0, 6.0] |" in files[1].read_text()
+    assert CliRunner().invoke(app, [*line, "--check"]).exit_code == 0
+    for text, message in (("detector,block\nx,y\n", "is no table of `riebench detect`"), ("", "has no row of a known")):
+        files[0].write_text(text)
+        bad = CliRunner().invoke(app, [*line, "--check"])
+        assert bad.exit_code == 2 and message in bad.stderr
+    files[0].unlink()
+    gone = CliRunner().invoke(app, [*line, "--stored"])
+    assert gone.exit_code == 2 and "detection.csv is missing; leave --stored out to measure" in gone.stderr
 
 
 COLORS = ("red", "blue", "green")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riebench.analysis.stats import BOOTSTRAP_SEED, cluster_counts, percentile_interval
+from riebench.errors import RiebenchError
 from riebench.features.detection.detectors import DETECTORS
 from riebench.features.detection.readings import Reading
-from riebench.utils.files import write_atomic
-from riebench.utils.markup import markdown_table
+from riebench.utils.files import update_file
+from riebench.utils.markup import csv_rows, markdown_table
 
 Floats = NDArray[np.float64]
 
@@ -228,9 +229,30 @@ def document(found: Sequence[Area], steering: Mapping[str, Steering], *, suite: 
         "feature on all blocks together; a dash where it has not been run. Text directions and LoRA sliders have no "
         "direction at a block, so that they detect nothing.",
         markdown_table(header, rows).strip(),
+        *_by_category(found),
         "Made by `riebench detect`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_category(found: Sequence[Area]) -> list[str]:
+    """Return each detector's best block in each category, as a paragraph and a table."""
+    best: dict[tuple[str, str], Area] = {}
+    for one in found:
+        place = (one.category, one.detector)
+        if one.category != ALL and np.isfinite(one.value) and (place not in best or one.value > best[place].value):
+            best[place] = one
+    categories, detectors = (list(dict.fromkeys(names)) for names in ([c for c, _ in best], [d for _, d in best]))
+    rows = [[category, *(_best_text(best.get((category, name))) for name in detectors)] for category in categories]
+    return [
+        "Largest area in each category, over blocks and both ways to make one number of a run. It was chosen on the "
+        "same runs, so that it is a little too good; the random direction shows by how much.",
+        markdown_table(("category", *detectors), rows).strip(),
+    ]
+
+
+def _best_text(one: Area | None) -> str:
+    return "-" if one is None else f"{_with_interval(one)} ({one.block})"
 
 
 def _conclusion(whole: Sequence[Area], steering: Mapping[str, Steering]) -> str:
@@ -266,9 +288,10 @@ def _gain_text(one: Steering | None) -> str:
 
 
 def write(
-    folder: Path, found: Sequence[Area], steering: Mapping[str, Steering], *, suite: str, model: str
-) -> list[Path]:
-    """Write the table as CSV and as Markdown.
+    folder: Path, found: Sequence[Area], steering: Mapping[str, Steering], *, suite: str, model: str,
+    check: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Write the table as CSV and as Markdown, or only check that both are up to date.
 
     Args:
         folder: is made if it is missing.
@@ -276,17 +299,52 @@ def write(
         steering: entry of the leaderboard -> how well it steers.
         suite: for the title.
         model: likewise.
+        check: only looks.
 
     Returns:
         The files.
+
+    Raises:
+        RiebenchError: with `check`, if a file is out of date.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    texts: Iterable[tuple[str, str]] = (
-        (CSV_FILE, csv_text(found, steering)),
-        (MARKDOWN_FILE, document(found, steering, suite=suite, model=model)),
-    )
-    written = []
-    for name, text in texts:
-        write_atomic(folder / name, text.encode())
-        written.append(folder / name)
-    return written
+    numbers = csv_text(found, steering)
+    # Of the numbers as they are stored, so that the document can be made of them again.
+    text = document(_areas(numbers), steering, suite=suite, model=model)
+    command = f"riebench detect --stored --suite {suite} --model {model} --out {folder}"
+    files = {folder / CSV_FILE: numbers, folder / MARKDOWN_FILE: text}
+    for path, content in files.items():
+        update_file(path, content.encode(), command, check=check)
+    return [*files]
+
+
+def read_areas(folder: Path) -> list[Area]:
+    """Read the areas that `write` has stored.
+
+    Args:
+        folder: that holds `detection.csv`.
+
+    Raises:
+        RiebenchError: if it is missing or no such table; the message says how to make it.
+    """
+    file = folder / CSV_FILE
+    try:
+        found = _areas(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RiebenchError(f"{file} is missing; leave --stored out to measure") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RiebenchError(f"{file} is no table of `riebench detect`; leave --stored out to measure anew") from error
+    unknown = sorted({one.detector for one in found} - {*DETECTORS})
+    if unknown or not found:
+        raise RiebenchError(f"{file} has no row of a known detector; leave --stored out to measure anew")
+    return found
+
+
+def _areas(text: str) -> list[Area]:
+    return [
+        Area(
+            row["detector"], row["block"], row["category"], row["pool"], float(row["area"] or "nan"),
+            _number(row["area_low"]), _number(row["area_high"]), int(row["concepts"]), int(row["present"]),
+            int(row["absent"]),
+        )
+        for row in csv_rows(text.splitlines())
+    ]  # fmt: skip
