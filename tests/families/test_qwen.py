@@ -114,6 +114,10 @@ def test_operations_and_activations_are_those_that_are_counted() -> None:
         ({"transformer": {"axes_dims_rope": [4, 4, 3]}}, "three even numbers whose sum is attention_head_dim 12"),
         ({"transformer": {"joint_attention_dim": 8}}, "joint_attention_dim 8, but hidden_size of text_encoder/"),
         ({"text_encoder": {"text_config": 1}}, "text_config 1; it holds the keys of the language model"),
+        (
+            {"text_encoder": {"text_config": {"num_attention_heads": 4, "num_key_value_heads": 3}}},
+            "value_heads 3; they di",
+        ),
         ({"transformer": {"num_layers": 3}}, "transformer/ lacks .* tensors, such as transformer_blocks.2"),
         ({"vae": {"z_dim": 8}}, "latents_mean .*; it is a list of 8 finite numbers"),
         ({"vae": {"latents_std": [1.0, 0.0, 1.0, 1.0]}}, "latents_std with a 0"),

@@ -147,6 +147,10 @@ def test_operations_and_activations_are_those_that_are_counted(sprint: bool) -> 
         ({"transformer": {"out_channels": None}}, "says out_channels None and in_channels 4; SANA's are 4 or 8"),
         ({"transformer": {"num_attention_heads": 4, "cross_attention_dim": 32}}, r"the shape \[.*32.*\], but"),
         ({"transformer": {"num_layers": 3}}, "lacks .* tensors, such as transformer_blocks.2"),
+        (
+            {"text_encoder": {"num_key_value_heads": 2}},
+            r"text_encoder/config\.json says num_key_value_heads 2; they di",
+        ),
         ({"vae": {"scaling_factor": 0}}, "scaling_factor 0; it is a number other than 0"),
         ({"vae": {"decoder_block_out_channels": [8, 8]}}, "gives the encoder 3 levels and the decoder 2"),
         ({"scheduler": {"use_beta_sigmas": True}}, "DPMSolverMultistepScheduler .* not finite"),

@@ -142,6 +142,10 @@ def test_operations_and_activations_are_those_that_are_counted() -> None:
         ({"transformer": {"n_layers": 3}}, "transformer/ lacks .* tensors, such as layers.2"),
         ({"text_encoder": {"intermediate_size": 48}}, r"gives .* the shape \[.*48.*\], but the weights have"),
         ({"text_encoder": {"max_position_embeddings": 100}}, "pipeline reads texts of 512 tokens"),
+        (
+            {"text_encoder": {"num_key_value_heads": 3}},
+            r"text_encoder/config\.json says num_key_value_heads 3; they di",
+        ),
         ({"vae": {"shift_factor": None}}, "shift_factor None; Z-Image's pipeline needs a number"),
         ({"scheduler": {"stochastic_sampling": True}}, "noise Z-Image's pipeline draws without the picture's seed"),
         ({"index": {"scheduler": ["diffusers", "DDIMScheduler"]}}, "Z-Image's is FlowMatch"),

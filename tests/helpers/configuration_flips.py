@@ -192,7 +192,7 @@ class FlipCheck:
             copy, **{**self._options(model), **shared, "dtype": torch.float32}
         )
         pipe.set_progress_bar_config(disable=True)
-        arguments = dict(self.arguments)
+        arguments = self._guidance(flip)
         if "max_sequence_length" in arguments:
             arguments["max_sequence_length"] = model.family.token_limit(
                 model.pipe, model.family.tokenizers(model.pipe)[0]
@@ -205,6 +205,16 @@ class FlipCheck:
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in self.seeds], output_type="np", **arguments,
         ).images  # fmt: skip
         return images
+
+    def _guidance(self, flip: Flip) -> dict[str, Any]:
+        """The arguments of the call, by what the model's guidance scale means in the copy."""
+        scale = self.model.spec.guidance
+        if flip.key != "guidance_embeds" or scale <= 1:
+            return dict(self.arguments)
+        # A transformer that is told the scale is called once a step, one that is not is called twice.
+        twice = {"true_cfg_scale": scale, "negative_prompt": ""}
+        told = {name: value for name, value in self.arguments.items() if name not in twice}
+        return {**told, "guidance_scale": scale} if flip.value else {**told, **twice}
 
     def _options(self, model: LoadedModel) -> dict[str, Any]:
         unused = dict.fromkeys(name for name in model.family.unused_parts if name in model.pipe.components)

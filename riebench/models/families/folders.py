@@ -67,6 +67,23 @@ def quantised(configs: Mapping[str, Mapping[str, Any]], places: Mapping[str, str
             yield f"{places[part]} says quantization_config; use weights that are not quantised"
 
 
+def attention_head_problems(config: Mapping[str, Any], *, heads: int, groups: int) -> Iterator[str]:
+    """Yield what speaks against the attention heads of a language model, by the key.
+
+    Transformers builds such a model without a word, and its call then fails.
+
+    Args:
+        config: of a decoder with grouped-query attention (arXiv 2305.13245): Gemma 2, Qwen 2.5 or Qwen 3.
+        heads: attention heads where the file is silent, as transformers takes them.
+        groups: heads of keys and values, likewise.
+    """
+    queries, keys = config.get("num_attention_heads", heads), config.get("num_key_value_heads", groups)
+    if not isinstance(queries, int) or not isinstance(keys, int):
+        return
+    if keys < 1 or queries % keys:
+        yield f"says num_key_value_heads {keys}; they divide num_attention_heads, {queries}"
+
+
 def joined_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Return tensor name -> shape over all files of one part.
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from riebench.models.families.folders import attention_head_problems
+
 BRAND = "Qwen-Image"
 """Short name of the family, for messages."""
 CONFIGS = {
@@ -61,6 +63,8 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     if not isinstance(stated, dict):
         yield f"{CONFIGS['text_encoder']} says text_config {stated!r:.60}; it holds the keys of the language model"
         return
+    for problem in attention_head_problems(stated, heads=64, groups=8):
+        yield f"{CONFIGS['text_encoder']} {problem}"
     width = stated.get("hidden_size", 8192)
     if transformer.get("joint_attention_dim", 3584) != width:
         yield (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError
-from riebench.models.families.folders import read_json
+from riebench.models.families.folders import attention_head_problems, read_json
 from riebench.models.families.tokens import autoencoder
 
 BRAND = "Z-Image"
@@ -91,6 +91,8 @@ def problems(configs: Mapping[str, Config]) -> Iterator[str]:
     """
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(configs["transformer"]))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in autoencoder.autoencoder_problems(configs["vae"], BRAND))
+    text = attention_head_problems(configs["text_encoder"], heads=32, groups=32)
+    yield from (f"{CONFIGS['text_encoder']} {problem}" for problem in text)
     yield from _widths(configs)
     positions = configs["text_encoder"].get("max_position_embeddings", TOKENS)
     if positions < TOKENS:

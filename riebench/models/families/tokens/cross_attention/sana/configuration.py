@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from riebench.errors import RiebenchError
+from riebench.models.families.folders import attention_head_problems
 
 BRAND, SPRINT_BRAND = "SANA", "SANA-Sprint"
 """Short names of the families, for messages."""
@@ -69,6 +70,8 @@ def problems(configs: Mapping[str, Config], brand: str) -> Iterator[str]:
     transformer, vae = configs["transformer"], configs["vae"]
     yield from (f"{CONFIGS['transformer']} {problem}" for problem in _transformer(transformer, brand))
     yield from (f"{CONFIGS['vae']} {problem}" for problem in _autoencoder(vae))
+    text = attention_head_problems(configs["text_encoder"], heads=8, groups=4)
+    yield from (f"{CONFIGS['text_encoder']} {problem}" for problem in text)
     rows = (
         ("in_channels", LATENT_CHANNELS, vae.get("latent_channels", LATENT_CHANNELS),
          f"latent_channels of {CONFIGS['vae']} is"),
