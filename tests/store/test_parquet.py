@@ -209,7 +209,9 @@ def test_files_without_distances_have_no_column_for_them_and_damaged_ones_are_re
     table = pq.read_table(both)
     place = table.column_names.index("distribution")
     for text, words in (
-        ("[1]", "a distribution is no JSON object"),
+        ("[1", r"is damaged: '\[1' is no JSON object"),
+        ("[" * 10_000, "is no JSON object"),
+        ("[1]", "row 2: distribution: Input should be a valid dictionary"),
         ('{"mid.0": {"steps": [0]}}', "row 2: distribution"),
     ):
         changed = pa.array([None, text], pa.string())
