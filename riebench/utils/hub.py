@@ -167,20 +167,22 @@ def from_hub(
     Raises:
         MetricError: with one line on what is missing and how to get it.
     """
-    why = ""
+    failed: RiebenchError | None = None
     for local in (True,) if offline or is_offline() else (True, False):
         for files in choices:
             try:
                 folder = fetch(repository, revision, patterns=files, offline=local)
             except RiebenchError as error:
-                why = "" if local else f": {error}"
+                failed = None if local else error
                 continue
             if all((folder / name).is_file() for name in files):
                 return folder
+    if failed is not None:
+        # It says what is missing and how to get it.
+        raise MetricError(str(failed)) from failed
     pin = f" --revision {revision}" if revision else ""
     line = f"hf download {repository}{pin} {' '.join(choices[0])}"
-    if not why and (offline or is_offline()):
-        why = f": {offline_remedy()}"
+    why = f": {offline_remedy()}" if offline or is_offline() else ""
     raise MetricError(f"{repository} is not on this machine (`{line}` brings it){why}")
 
 
