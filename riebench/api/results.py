@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from riebench.analysis.configurations import Configuration, configurations
-from riebench.analysis.export import data_frame, group_by_model, method_rows
+from riebench.analysis.export import data_frame, method_rows
 from riebench.analysis.tables import (
     TablePair,
     per_block,
@@ -22,7 +22,7 @@ from riebench.api.frames import ReadRun, record_frame, score_frame, wide_frame
 from riebench.api.opening import open_results, run_folders
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT, get_profile
-from riebench.store.folder import RunFolder
+from riebench.store.folder import RunFolder, group_by_model
 from riebench.store.records import EditRecord
 from riebench.tasks.schema import Setting
 from riebench.utils.images import Picture, grid

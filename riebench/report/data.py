@@ -10,7 +10,7 @@ from pathlib import Path
 from riebench.analysis.configurations import EVERYTHING, Configuration, configurations, present_categories
 from riebench.analysis.standings import ENDS
 from riebench.analysis.stats import estimate
-from riebench.store.folder import RunFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders, group_by_model
 from riebench.store.records import EditRecord, RunSpec, ScoreRecord
 from riebench.store.scores import ScoreKey
 from riebench.store.shared import SharedFolder
@@ -107,10 +107,8 @@ def _leading_order(folder: CachedRunFolder) -> tuple[bool, bool, bool, bool]:
 
 def read_groups(results: Path) -> list[Group]:
     """Return the run folders below a results folder, grouped by suite and model."""
-    found: dict[Path, list[CachedRunFolder]] = {}
-    for folder in find_run_folders(results):
-        found.setdefault(folder.path.parent, []).append(CachedRunFolder(folder.path))
-    return [Group(path, folders) for path, folders in sorted(found.items())]
+    found = group_by_model(CachedRunFolder(folder.path) for folder in find_run_folders(results))
+    return [Group(folders[0].path.parent, folders) for folders in found.values()]
 
 
 def mean(configuration: Configuration, metric: str, categories: Sequence[str] | None = None) -> float | None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,7 @@ MAX_IMAGE_NAME = 200
 """Most characters of a picture's file name: fewer than file systems take, so that a temporary name fits too."""
 
 _LOG = logging.getLogger(__name__)
+Run = TypeVar("Run", bound="RunFolder")
 
 
 class RunFolder:
@@ -474,6 +475,17 @@ def find_run_folders(results: Path) -> list[RunFolder]:
                 folder.path, RUN_FILE, named.relative_to(results),
             )  # fmt: skip
     return found
+
+
+def group_by_model(folders: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Group run folders by suite and model.
+
+    Of a suite the model with most runs comes first: pages and tables begin with what there is most of.
+    """
+    found: dict[tuple[str, str], list[Run]] = {}
+    for folder in folders:
+        found.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
+    return dict(sorted(found.items(), key=lambda one: (one[0][0], -len(one[1]), one[0][1])))
 
 
 def run_path(results: Path, suite: str, model: str, setting: str) -> Path:

@@ -17,7 +17,7 @@ from riebench.blocks import block_set_name
 from riebench.errors import FolderInUseError, IdentityError, StoreError
 from riebench.models.families.sdxl.names import SDXL_BLOCKS
 from riebench.runs.prepare import claim_shared
-from riebench.store.folder import RunFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders, group_by_model, run_path
 from riebench.store.records import EditRecord, ScoreRecord
 from riebench.store.shared import SharedFolder
 from riebench.tasks.masks import MaskShare
@@ -277,3 +277,16 @@ def test_run_folders_are_found_and_damaged_ones_named(filled: RunFolder) -> None
     (filled.path / "run.json").write_text("{")
     with pytest.raises(StoreError, match=r"run\.json is damaged"):
         find_run_folders(results)
+
+
+def test_the_model_with_most_runs_of_a_suite_comes_first(tmp_path: Path) -> None:
+    places = [("b", "z", "one"), ("a", "y", "one"), ("a", "x", "one"), ("a", "z", "one"), ("a", "z", "two")]
+    folders = []
+    for suite, model, name in places:
+        spec = make_spec(name=name)
+        spec = spec.model_copy(update={"suite": suite, "model": spec.model.model_copy(update={"name": model})})
+        folders.append(RunFolder(run_path(tmp_path, suite, model, name), spec))
+    for order in (folders, folders[::-1]):
+        groups = group_by_model(order)
+        assert [*groups] == [("a", "z"), ("a", "x"), ("a", "y"), ("b", "z")]
+        assert sorted(folder.path.name for folder in groups["a", "z"]) == ["one", "two"]

@@ -35,7 +35,7 @@ from riebench.analysis.standings import MethodComparison, entries, with_score_co
 from riebench.analysis.tables import model_tables
 from riebench.errors import RiebenchError, near_match
 from riebench.scoring.profiles import DEFAULT
-from riebench.store.folder import RunFolder
+from riebench.store.folder import RunFolder, group_by_model
 from riebench.tasks.schema import EditTask
 from riebench.tasks.suites import load_suite, shipped_suites
 from riebench.utils.files import file_inside, is_stale, temporary_path, write_atomic
@@ -79,14 +79,6 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
         if name not in FORMATS:
             raise RiebenchError(f"no format {name!r}{near_match(name, FORMATS)}")
     return tuple(names) or DEFAULT_FORMATS
-
-
-def group_by_model(folders: Iterable[RunFolder]) -> Groups:
-    """Group run folders by suite and model, in order."""
-    found: dict[tuple[str, str], list[RunFolder]] = {}
-    for folder in folders:
-        found.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
-    return dict(sorted(found.items()))
 
 
 def unit_rows(folders: Iterable[RunFolder]) -> list[Row]:

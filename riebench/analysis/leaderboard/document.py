@@ -14,7 +14,7 @@ from riebench.analysis.leaderboard.sae_scores import GROUPS, sae_score_blocks, s
 from riebench.analysis.sae_score.ranking import SaeComparison
 from riebench.errors import RiebenchError
 from riebench.scoring.profiles import DEFAULT
-from riebench.store.folder import RunFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders, group_by_model
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import Block, BulletList, Code, Document, Heading, Paragraph
 
@@ -48,11 +48,8 @@ def make_leaderboard(results: Path) -> Leaderboard:
     One section for each suite, model and profile. In the default profile methods are compared by their mean gain over
     LPIPS budgets; the other profiles rank single configurations, as the scripts they follow do.
     """
-    groups: dict[tuple[str, str], list[RunFolder]] = {}
-    for folder in find_run_folders(results):
-        groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     sections: list[Section] = []
-    for (suite, model), folders in sorted(groups.items()):
+    for (suite, model), folders in group_by_model(find_run_folders(results)).items():
         for profile in scored_profiles(folders):
             if profile == DEFAULT:
                 # At once without what is left to the tables: blocks edited singly are most of what large runs hold.

@@ -19,7 +19,7 @@ from riebench.analysis.configurations import Configuration, model_gap, origin_ga
 from riebench.analysis.standings import ENDS, Entry, MethodComparison, entries
 from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, percentile_interval
 from riebench.analysis.tradeoff import Examples
-from riebench.store.folder import RunFolder
+from riebench.store.folder import RunFolder, group_by_model
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -123,11 +123,8 @@ def split_by_verdicts(folders: Iterable[RunFolder]) -> tuple[list[JudgedResults]
     Returns:
         What can be judged, and (suite, model) of what cannot: no judge has looked at those pictures.
     """
-    groups: dict[tuple[str, str], list[RunFolder]] = {}
-    for folder in folders:
-        groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     known, unknown = [], []
-    for (suite, model), members in sorted(groups.items()):
+    for (suite, model), members in group_by_model(folders).items():
         found = read_judged_results(suite, model, members)
         if found is None:
             unknown.append((suite, model))

@@ -90,12 +90,14 @@ def _groups_of_models(
     Raises:
         RiebenchError: if a suite or a model is not there, one is there of several kinds, or a run is there twice.
     """
+    from riebench.store.folder import group_by_model
+
     folders = _folders_of(stored, suite, None)
     if not folders:
         known = sorted({folder.spec.suite for folder in stored})
         raise RiebenchError(f"--suite {suite!r}: no results of it{near_match(str(suite), known)}")
     groups: dict[str, list[RunFolder]] = {}
-    names = list(dict.fromkeys(folder.spec.model.name for folder in folders))
+    names = list(dict.fromkeys(model for _, model in group_by_model(folders)))
     for model in dict.fromkeys(models) if models else names:
         own = _folders_of(folders, None, model) if models else [one for one in folders if one.spec.model.name == model]
         found = list(dict.fromkeys(one.spec.model.name for one in own))

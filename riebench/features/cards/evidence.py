@@ -12,7 +12,7 @@ from riebench.analysis.leaderboard.methods import row_notes
 from riebench.analysis.standings import MethodComparison, Standing, group_entries, with_score_controls
 from riebench.errors import RiebenchError, one_line
 from riebench.saes.sources import SCHEME, SaeSource, parse_place
-from riebench.store.folder import RunFolder, find_run_folders
+from riebench.store.folder import RunFolder, find_run_folders, group_by_model
 from riebench.tasks.schema import Count, StoredModel
 from riebench.utils.files import parse_json
 from riebench.utils.hub import fetch
@@ -86,11 +86,8 @@ def benchmark_scores(results: Path, saes: Container[tuple[str, str]]) -> tuple[B
         results: a results folder; it may be absent.
         saes: block and SHA-256 of the weights of each, as runs state them.
     """
-    groups: dict[tuple[str, str], list[RunFolder]] = {}
-    for folder in find_run_folders(results):
-        groups.setdefault((folder.spec.suite, folder.spec.model.name), []).append(folder)
     found: list[BenchmarkScore] = []
-    for (suite, model), folders in sorted(groups.items()):
+    for (suite, model), folders in group_by_model(find_run_folders(results)).items():
         shared = {folder.spec.run_id: _shared_blocks(folder, saes) for folder in folders}
         if any(shared.values()):
             found += _group_scores(suite, model, folders, shared)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from riebench.analysis.export import group_by_model
 from riebench.analysis.stats import Estimate
 from riebench.analysis.tables import fill_parts
 from riebench.analysis.tradeoff.response.curves import CurveSet, read_curves
@@ -27,7 +26,7 @@ from riebench.analysis.tradeoff.response.measures import (
 )
 from riebench.analysis.tradeoff.response.plots import curves_plan, reading_words
 from riebench.errors import RiebenchError, near_match
-from riebench.store.folder import RunFolder
+from riebench.store.folder import RunFolder, group_by_model
 from riebench.utils.files import file_inside, update_file, write_atomic
 from riebench.utils.markup import MarkupTable, code_span, csv_text, escape_markdown, markdown_table
 
