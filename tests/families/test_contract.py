@@ -28,7 +28,10 @@ from tiny import tiny_model
 from tiny_flux import TOKENS, tiny_flux
 from tiny_runs import picture, task
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from riebench.api.models import load_saes
+from riebench.cli.main import app
 from riebench.errors import RiebenchError
 from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
@@ -419,6 +422,24 @@ def test_runs_go_on_after_a_stop_and_come_in_shards_and_batches_of_any_size(
     assert 0 < len(parts[0]) < len(whole)
     assert_same(parts[1], whole)
     assert_same(made_pictures(case, tmp_path / "alone", batch_size=1), whole)
+
+
+@pytest.mark.parametrize("case", {family_of(one): one for one in CASES}.values(), ids=family_of)
+def test_updates_are_collected_and_an_sae_is_trained_on_them(case: Case, tmp_path: Path) -> None:
+    model, updates, saes = case.load(), tmp_path / "updates", tmp_path / "saes"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    folder = str(model.pipe.config["_name_or_path"])
+    for line in (
+        ["collect", "--model", folder, "--prompts", str(prompts), "--out", str(updates),
+         "--blocks", case.block[0], "--size", str(model.spec.size), "--steps", str(model.spec.steps), "--offline"],
+        ["train", str(updates), "--out", str(saes), "--k", "2", "--width", "8", "--steps", "1", "--batch-size", "32"],
+    ):  # fmt: skip
+        done = CliRunner().invoke(app, ["sae", *line])
+        assert done.exit_code == 0, done.stderr
+    found = load_saes(saes, model=model, blocks=case.block[:1], prompts=PROMPTS, progress=False)
+    made = Generator(model).generate(PROMPTS[:1], SEEDS[:1], capture=Capture(case.block[:1]))
+    assert found[case.block[0]].d == made.trace.get(case.block[0]).shape[2]
 
 
 KEYS_ELSEWHERE = ("sdxl",)
