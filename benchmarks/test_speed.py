@@ -6,7 +6,7 @@ All times are wall times; with --benchmark-timer=time.process_time they are proc
 use too. RIEBENCH_BENCH_EXAMPLES (default 9) sets how many examples are made, RIEBENCH_BENCH_ROUNDS (3) how often;
 results go to RIEBENCH_BENCH_JSON if that names a file. The sweep against bare calls alone takes a few minutes:
 
-    RIEBENCH_BENCH_EXAMPLES=3 RIEBENCH_BENCH_ROUNDS=3 python -m pytest -n 0 benchmarks/test_speed.py -k beside -s
+    RIEBENCH_BENCH_EXAMPLES=4 RIEBENCH_BENCH_ROUNDS=3 python -m pytest -n 0 benchmarks/test_speed.py -k beside -s
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ from riebench.generation.generator import Generator
 from riebench.generation.prefix import PrefixPlan
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
+from riebench.models.lookup import ModelRecipe
 from riebench.runs.capture import CapturePlan
+from riebench.runs.engines.coordinator import Writer
+from riebench.runs.engines.processes import run_in_processes, usable_cores
 from riebench.runs.plan import plan, works_of
 from riebench.runs.references import References
 from riebench.runs.runner import run_benchmark
@@ -44,7 +48,7 @@ from riebench.scoring.metrics.clip import ClipScorer
 from riebench.scoring.metrics.networks import Networks
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, find_run_folders
-from riebench.tasks.schema import EditTask
+from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
 
 EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "9"))
@@ -205,7 +209,8 @@ def test_sweep_beside_bare_calls(
 ) -> None:
     """Measure the sweep against the bare calls of its networks alone.
 
-    Both sides take turns of a second, and the ratio is the median of the rounds.
+    Both sides take turns of a second, and the ratio is the median of the rounds. After each round the same sweep is
+    made in several processes, as `riebench run` makes it where there are several cores.
 
     What a run does once, however many examples it has, is told apart. References of edited activations are stored by a
     first run of one example. Other examples that methods look at are left out of the first ratio and counted in the
@@ -213,7 +218,9 @@ def test_sweep_beside_bare_calls(
     """
     (tasks, settings), pool = sample(EXAMPLES), load_suite("toy")
     calls = BareCalls(load_model("toy-turbo"))
-    figures: dict[str, list[float]] = {name: [] for name in ("ratios", "whole", "outside", "hooks")}
+    figures: dict[str, list[float]] = {name: [] for name in ("ratios", "whole", "outside", "hooks", "processes")}
+
+    names = [f"round {number}" for number in range(ROUNDS)]
 
     def work(name: str, tasks: Sequence[EditTask]) -> None:
         beside, others = Beside(calls, timer, every=1.0), Seconds()
@@ -232,14 +239,16 @@ def test_sweep_beside_bare_calls(
         figures["whole"].append(ours / beside.seconds)
         figures["outside"].append(1 - clock.model / ours)
         figures["hooks"].append(clock.hooks / ours)
+        if name in names:
+            processes = _in_processes(tasks, settings, tmp_path / f"{name} in processes")
+            figures["processes"].append(processes / beside.seconds)
 
     with patch("riebench.runs.distribution.UNITS_PER_PICTURE", 0):
         work("warm", sample(1)[0])
     for found in figures.values():
         found.clear()
-    names = [f"round {number}" for number in range(ROUNDS)]
     (known,) = (tmp_path / "warm").glob("*/*/shared/distribution")
-    for name in names:
+    for name in (*names, *(f"{name} in processes" for name in names)):
         shutil.copytree(known, tmp_path / name / known.relative_to(tmp_path / "warm"))
     benchmark.pedantic(lambda: work(names[len(figures["ratios"])], tasks), rounds=ROUNDS)
     note(
@@ -247,7 +256,27 @@ def test_sweep_beside_bare_calls(
         threads=torch.get_num_threads(), of_bare_calls=median(figures["ratios"]),
         of_bare_calls_most=max(figures["ratios"]), of_bare_calls_with_others=median(figures["whole"]),
         outside_model=median(figures["outside"]), hooks=median(figures["hooks"]),
+        processes=usable_cores(), in_processes=median(figures["processes"]),
+        in_processes_most=max(figures["processes"]),
     )  # fmt: skip
+
+
+def _in_processes(tasks: Sequence[EditTask], settings: Sequence[Setting], folder: Path) -> float:
+    """Return the seconds of a run in one process for each core, once the first has its model."""
+    found: list[float] = []
+    original = Writer.run
+
+    def run(writer: Writer, *args: Any) -> None:
+        start = time.perf_counter()
+        original(writer, *args)
+        found.append(time.perf_counter() - start)
+
+    with patch.object(Writer, "run", run):
+        run_in_processes(
+            tasks, settings, ModelRecipe("toy-turbo"), results_root=folder, workers=usable_cores(), batch_size=BATCH,
+            pool=load_suite("toy"), progress=False, offline=True,
+        )  # fmt: skip
+    return found[0]
 
 
 @dataclass

@@ -165,7 +165,7 @@ def request_from_options(
     engine: Annotated[
         str,
         typer.Option(
-            help="local: this process; ray: workers on a Ray cluster.",
+            help="local: this machine; ray: workers on a Ray cluster.",
             autocompletion=words_beginning_with(ENGINE_WORDS),
         ),
     ] = "local",
@@ -173,7 +173,11 @@ def request_from_options(
         str | None, typer.Option(help="For --engine ray: HOST:PORT of its head, or auto. [default: start one here]")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="For --engine ray: how many. [default: one per GPU]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that make pictures. [default: one per GPU; without, several if they are sooner done]",
+        ),
     ] = None,
     trust_plugins: Annotated[
         bool,

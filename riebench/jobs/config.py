@@ -120,7 +120,7 @@ class RunConfig(StoredModel):
     address: str | None = None
     """Address of a Ray cluster."""
     workers: Whole | None = None
-    """Workers on it."""
+    """Processes that make pictures, here or on the cluster."""
     trust_plugins: StrictBool = False
     """True to run plug-ins outside their configuration's folder too."""
     shard: str = "1/1"

@@ -31,7 +31,7 @@ from riebench.tasks.suites import default_model, load_suite
 from riebench.utils.machine import pick_device
 
 ENGINES = ("local", "ray")
-"""Names of engines: this process; workers on a Ray cluster."""
+"""Names of engines: this machine's processor or GPU; workers on a Ray cluster."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EngineOptions:
     Attributes:
         engine: a word of `ENGINES`.
         address: address of a running Ray cluster; None starts one on this machine.
-        workers: number of workers; None for one per GPU.
+        workers: number of workers; None for what is soonest done here, and on a cluster for one per GPU.
         shard: (i, n) for the i-th of n processes that share the work, each started on its own.
 
     Raises:
@@ -56,8 +56,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise RiebenchError(f"--engine {self.engine!r}{near_match(self.engine, ENGINES)}")
-        if self.engine != "ray" and (self.address is not None or self.workers is not None):
-            raise RiebenchError("--address and --workers belong to --engine ray")
+        if self.engine != "ray" and self.address is not None:
+            raise RiebenchError("--address belongs to --engine ray")
 
     @property
     def sharded(self) -> bool:

@@ -16,15 +16,17 @@ from riebench.analysis.tables import write_tables
 from riebench.errors import RiebenchError
 from riebench.generation.regions.options import DEFAULT_REGIONS, parse_regions
 from riebench.jobs.downloads import check_files
+from riebench.jobs.dry_run import prepare_forecast
 from riebench.jobs.repeat import check_repeated
 from riebench.jobs.request import RunRequest
 from riebench.jobs.summary import PlannedPart, may_rebuild, print_per_block
 from riebench.models.lookup import ModelRecipe
 from riebench.models.presets import scorer_for
 from riebench.models.spec import ModelSpec
+from riebench.registry import METHODS
 from riebench.report.gallery import write_galleries
 from riebench.runs.failures import check_success
-from riebench.runs.plan import Unit, checked_works, shard_units
+from riebench.runs.plan import Unit, checked_works, shard_units, works_of
 from riebench.runs.prepare import check_prompts, prepare_all, prepare_setting
 from riebench.scoring.metrics.networks import parse_weights
 from riebench.store.damage import folder_warnings, set_aside
@@ -36,7 +38,7 @@ from riebench.tasks.suites import load_suite
 from riebench.utils.collector import resume_collector
 from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
-from riebench.utils.machine import pick_device
+from riebench.utils.machine import free_ram, pick_device
 from riebench.utils.markup import Document
 
 if TYPE_CHECKING:
@@ -171,7 +173,7 @@ def generate(
     engine, redo = request.engine, request.redo_mode
     for name, why in request.left_out.items():
         say(f"{name} is left out: it cannot run on this model ({why})")
-    made, more = (loaded, _notes_here(request)) if loaded is not None else _load(request, tasks, settings, say)
+    name, made, more = ("local", loaded, _notes_here(request)) if loaded else _load(request, tasks, settings, say)
     _refuse_another_run(request, tasks, settings, made)
     if redo == "all" and not engine.sharded:
         for setting in settings:
@@ -181,7 +183,7 @@ def generate(
     # All that is loaded stays until the end.
     resume_collector(keep=True)
     folders = engines.run(
-        engine.engine,
+        name,
         tasks,
         settings,
         made,
@@ -210,21 +212,67 @@ def generate(
 
 def _load(
     request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say
-) -> tuple[LoadedModel | ModelRecipe, dict[str, Any]]:
+) -> tuple[str, LoadedModel | ModelRecipe, dict[str, Any]]:
     """Load the model if this process generates, and find the scorers.
 
     Returns:
-        The model, or the recipe by which workers load it; and further options of the engine.
+        The engine's name; the model, or the recipe by which workers load it; and further options of the engine.
     """
     engine = request.engine
-    if engine.engine == "local":
+    workers = engine.workers if engine.engine == "ray" else local_workers(request, tasks, settings)
+    if engine.engine == "local" and workers == 1:
         model = load_here(request, tasks, settings, say)
         _find_scorer(request, model.spec)
-        return model, _notes_here(request)
+        return "local", model, _notes_here(request)
     _find_scorer(request, request.recipe.spec)
     # Workers load the model, check prompts and report their device.
     notes = invocation_notes(request=request.to_config(), engine=engine.engine, **request.options.placement)
-    return request.recipe, {"address": engine.address, "workers": engine.workers, "provenance": notes}
+    more = {"workers": workers, "provenance": notes}
+    if engine.engine == "ray":
+        return "ray", request.recipe, {"address": engine.address, **more}
+    check_files(request, tasks, settings, say)
+    return "processes", request.recipe, more
+
+
+def local_workers(request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...]) -> int:
+    """Return how many processes of this machine make the pictures; 1 is this one.
+
+    Without a number in the request there are several where they are soonest done: for many pictures of a small model
+    without a GPU.
+
+    Args:
+        request: the options of the run.
+        tasks: tasks of one suite, as `request.plan` gives them.
+        settings: likewise.
+
+    Raises:
+        RiebenchError: if several are asked for that cannot be.
+    """
+    from riebench.runs.engines.processes import LEAST_UNITS, suitable_workers, usable_cores
+
+    wanted, given = request.engine.workers, METHODS.defined() & {one.method for one in settings}
+    if wanted is not None:
+        if wanted > 1 and (device := pick_device(request.device)) != "cpu":
+            raise RiebenchError(
+                f"--workers {wanted}: processes would share {device}; use --engine ray for GPUs, or --device cpu"
+            )
+        if wanted > 1 and given:
+            raise RiebenchError(f"--workers {wanted}: processes do not know {min(given)!r}, a function defined here")
+        return wanted
+    if (
+        given
+        or request.engine.sharded
+        or request.repeat is not None
+        or len(request.units(tasks, settings)) < LEAST_UNITS
+    ):
+        return 1
+    plan = prepare_forecast(request)
+    if plan.planned.device != "cpu":
+        return 1
+    done = plan.planned.done
+    left = [unit for unit in plan.planned.units if unit.key.digest not in done.get(unit.setting.name, ())]
+    parameters = sum(plan.planned.shape.parameters.values())
+    return suitable_workers(len(left), len(works_of(left)), parameters, usable_cores(), free_ram())
 
 
 def load_here(request: RunRequest, tasks: tuple[EditTask, ...], settings: tuple[Setting, ...], say: Say) -> LoadedModel:

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from riebench.errors import RiebenchError, near_match
+from riebench.runs.engines.processes import run_in_processes
 from riebench.runs.engines.ray import run_on_ray
 from riebench.runs.runner import run_benchmark
 from riebench.store.folder import RunFolder
 
-ENGINES: dict[str, Callable[..., list[RunFolder]]] = {"local": run_benchmark, "ray": run_on_ray}
+ENGINES: dict[str, Callable[..., list[RunFolder]]] = {
+    "local": run_benchmark, "processes": run_in_processes, "ray": run_on_ray,
+}  # fmt: skip
 """Engine name -> function that runs a benchmark there."""
 
 

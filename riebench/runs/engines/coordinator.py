@@ -272,6 +272,7 @@ def run_with_workers(
     assignment: Assignment, start_worker: Callable[[], Worker], count: int, *, results_root: Path,
     seeds: Sequence[int], limit: int | None, redo: Redo, shard: tuple[int, int], progress: bool,
     provenance: Mapping[str, Any], say: Say, stop_after: int = STOP_AFTER, accept_sae: bool = False,
+    most_together: int = 1,
 ) -> list[RunFolder]:  # fmt: skip
     """Make all edited pictures of a run with several workers.
 
@@ -289,6 +290,7 @@ def run_with_workers(
         say: function that prints a line for people.
         stop_after: as in `riebench.runs.runner.run_benchmark`.
         accept_sae: likewise.
+        most_together: largest number of examples in an item.
 
     Returns:
         One folder per configuration, in their order.
@@ -318,7 +320,11 @@ def run_with_workers(
             total = sum(len(work.units) for work in works)
             with ProgressBar[None](title=model.name, unit="image", total=total, shown=progress) as bar:
                 writer = Writer(workers, folders, info, bar, say, tasks=assignment.pool)
-                writer.run(works, EXAMPLES_PER_ITEM if regions.models else 1, stop_after)
+                if regions.models:
+                    items = work_items(works, EXAMPLES_PER_ITEM)
+                else:
+                    items = work_items(works, most_together, count)
+                writer.run(works, items, stop_after)
     finally:
         workers.stop()
     return list(folders.values())
@@ -366,19 +372,21 @@ class Writer:
         self.in_progress = 0
         self.failures = FailureWatch(0)
 
-    def run(self, works: Sequence[ExampleWork], together: int, stop_after: int = 0) -> None:
+    def run(
+        self, works: Sequence[ExampleWork], items: Sequence[tuple[ExampleWork, ...]], stop_after: int = 0
+    ) -> None:  # fmt: skip
         """Hand out all work and write everything that is made.
 
         Args:
             works: the examples to make.
-            together: number of examples in an item.
+            items: the same in items, in the order in which workers take them.
             stop_after: see `run_with_workers`.
 
         Raises:
             NothingMadeError: likewise.
         """
         self.failures = FailureWatch(stop_after, works)
-        self.pending.extend(work_items(works, together))
+        self.pending.extend(items)
         self._submit_pending()
         while self.in_progress:
             event = self.workers.next_event(NOTICE_SECONDS)

@@ -8,6 +8,7 @@ processes are started and messages are sent is the engine's part.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -266,17 +267,23 @@ class OutgoingRunFolder(RunFolder):
             self._send(UnitResult(self._setting, record, self._pictures.pop(record.image or "", None)))
 
 
-def work_items(works: Sequence[ExampleWork], together: int) -> list[tuple[ExampleWork, ...]]:
+def work_items(works: Sequence[ExampleWork], together: int, workers: int = 1) -> list[tuple[ExampleWork, ...]]:
     """Group works into items, in the order in which workers take them.
 
-    What takes longest comes first, so that all workers end at about the same time.
+    What takes longest comes first, and the last items are smaller ones, so that all workers end at about the same time.
 
     Args:
         works: works of a plan.
-        together: number of works in an item.
+        together: largest number of works in an item.
+        workers: number of workers, each of which gets its share of what is left at most.
     """
     ordered = sorted(works, key=lambda work: -len(work.units))
-    return [tuple(ordered[start : start + together]) for start in range(0, len(ordered), together)]
+    items: list[tuple[ExampleWork, ...]] = []
+    while ordered:
+        size = min(together, math.ceil(len(ordered) / workers))
+        items.append(tuple(ordered[:size]))
+        del ordered[:size]
+    return items
 
 
 def sweep_scratch() -> None:
