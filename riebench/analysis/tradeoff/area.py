@@ -34,6 +34,8 @@ TOLERANCE = 1e-9
 """An LPIPS this little above a budget is within it."""
 CHUNK_BYTES = 2**21
 """Bytes of replicates that are worked on together: about what stays in a processor's cache from pass to pass."""
+ROUNDING = 1e-12
+"""Differences between equal numbers, in these numbers, are smaller."""
 FOLD_LABEL = "riebench-fold-v1:"
 
 
@@ -61,6 +63,23 @@ def folds(categories: Mapping[str, str]) -> dict[str, int]:
 
 def _fold_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{FOLD_LABEL}{name}".encode()).digest(), "big")
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryDraw:
+    """The part of some replicates in one category.
+
+    Attributes:
+        weights: [R, E], of which it is a part.
+        counts: [r, members], how often each example was drawn.
+        size: [r], how many were.
+        factors: [r, clusters], what a difference from the mean is multiplied by to be a part of its error.
+    """
+
+    weights: Floats
+    counts: Floats
+    size: Floats
+    factors: Floats
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,29 @@ class Examples:
             found[category] = (first, place)
         return found
 
+    def category_draw(self, weights: Floats, rows: slice, category: str) -> CategoryDraw:
+        """Return the part of some replicates in one category.
+
+        It is kept: all methods on the same examples have the same draws.
+
+        Args:
+            weights: [R, E].
+            rows: replicates.
+            category: one of `strata`.
+        """
+        known = self._draws.get((rows.start, rows.stop, category))
+        if known is None or known.weights is not weights:
+            counts = np.ascontiguousarray(weights[rows][:, self.strata[category]])
+            first = self.independent[category][0]
+            size, n = counts.sum(axis=1), len(first)
+            factors = np.sqrt(counts[:, first]) * (np.sqrt(n / (n - 1)) if n > 1 else np.nan) / size[:, None]
+            known = self._draws[rows.start, rows.stop, category] = CategoryDraw(weights, counts, size, factors)
+        return known
+
+    @cached_property
+    def _draws(self) -> dict[tuple[int, int, str], CategoryDraw]:
+        return {}
+
     def draws(self, replicates: int, seed: int) -> Floats:
         """Draw examples: how often each is in each replicate, float64 [R, E].
 
@@ -125,6 +167,23 @@ class Examples:
             counts = cluster_counts(category, names, replicates, seed)
             drawn[:, members] = counts[:, [place[self.clusters[i]] for i in members]]
         return drawn
+
+
+def _drop_rounding(apart: Floats, given: Floats, mean: Floats) -> None:
+    """Set differences between equal values, which are rounding, to zero.
+
+    Args:
+        apart: [R, E], differences of values from their mean; changed in place.
+        given: [R, E], the values.
+        mean: [R].
+    """
+    size = np.abs(given)
+    # In as few passes as possible, since this is done for every pair of methods: most differences are far larger.
+    doubtful = np.flatnonzero(np.abs(apart).min(axis=1) < ROUNDING * (size.max(axis=1) + np.abs(mean)))
+    if len(doubtful):
+        some = apart[doubtful]
+        some[np.abs(some) < ROUNDING * (size[doubtful] + np.abs(mean[doubtful])[:, None])] = 0.0
+        apart[doubtful] = some
 
 
 def macro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
@@ -191,7 +250,7 @@ class SampleMean:
         values, errors, at_choice = [], [], []
         for rows in chunks(len(self.weights), len(self.examples.ids)):
             part = self.part(rows)
-            means, deviations = self._deviations(part, self.weights[rows])
+            means, deviations = self._deviations(part, rows)
             values.append(means)
             errors.append(np.sqrt((deviations**2).sum(axis=1)))
             if self.centre is not None:
@@ -227,31 +286,23 @@ class SampleMean:
         Args:
             rows: replicates.
         """
-        return self._deviations(self.part(rows), self.weights[rows])
+        return self._deviations(self.part(rows), rows)
 
-    def _deviations(self, part: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    def _deviations(self, part: Floats, rows: slice) -> tuple[Floats, Floats]:
         chosen = self._strata
         means, found = np.zeros(len(part)), []
         for category, members in chosen.items():
-            drawn, given = weights[:, members], part[:, members]
-            size = drawn.sum(axis=1)
-            mean = (drawn * given).sum(axis=1) / size
+            draw = self.examples.category_draw(self.weights, rows, category)
+            given = part[:, members]
+            mean = np.einsum("re,re->r", draw.counts, given) / draw.size
             apart = given - mean[:, None]
-            # Differences between equal values are rounding. In place, since this is done for every pair of methods.
-            rounding = np.abs(given)
-            rounding += np.abs(mean)[:, None]
-            rounding *= 1e-12
-            np.copyto(apart, 0.0, where=np.abs(apart) < rounding)
+            _drop_rounding(apart, given, mean)
             first, place = self.examples.independent[category]
-            n = len(first)
-            if n < len(members):
-                apart = apart @ np.eye(n)[place]
-            added = np.sqrt(drawn[:, first])
-            added *= np.sqrt(n / (n - 1)) if n > 1 else np.nan
-            added *= apart
-            added /= size[:, None]
-            added /= len(chosen)
-            found.append(added)
+            if len(first) < len(members):
+                apart = apart @ np.eye(len(first))[place]
+            apart *= draw.factors
+            apart /= len(chosen)
+            found.append(apart)
             means += mean / len(chosen)
         return means, np.hstack(found)
 
@@ -323,7 +374,7 @@ def paired_differences(means: Mapping[str, SampleMean]) -> dict[tuple[str, str],
         squares = np.diagonal(products, axis1=1, axis2=2)
         variances = squares[:, one] + squares[:, other] - 2 * products[:, one, other]
         # What is left of equal deviations is rounding.
-        variances[variances < 1e-12 * (squares[:, one] + squares[:, other])] = 0
+        variances[variances < ROUNDING * (squares[:, one] + squares[:, other])] = 0
         values.append(level[:, one] - level[:, other])
         errors.append(np.sqrt(variances))
     stacked = (np.concatenate(values), np.concatenate(errors))
@@ -438,19 +489,17 @@ def cross_fit(
     )
     # Of equal levels the first, which is the nearer.
     choice = np.stack([_best(macro_means(gained, weights, examples, half)) for half in (0, 1)], axis=1)
-    sides = [np.flatnonzero(examples.halves == half) for half in (0, 1)]
-
-    def chosen(table: Floats, rows: slice) -> Floats:
-        # Each half is read at what the other half chose.
-        found = np.empty((len(choice[rows]), len(table)))
-        for members, other in zip(sides, (1, 0), strict=True):
-            found[:, members] = table.T[:, members][choice[rows, other]]
-        return found
+    # Each half is read at what the other half chose; hardly any two replicates differ in their pair of choices.
+    pairs, pair = np.unique(choice, axis=0, return_inverse=True)
+    lines = {
+        kind: np.where(examples.halves == 0, table.T[pairs[:, 1]], table.T[pairs[:, 0]])
+        for kind, table in (("given", given), ("cost", cost))
+    }
 
     best = _best(macro_means(gained, weights[:1], examples))[0]
     at_best = SampleMean.of(given[:, best], examples, weights[:1], category).values[0]
-    area = SampleMean(examples, weights, lambda rows: chosen(given, rows), category, float(at_best))
-    realised = SampleMean(examples, weights[:1], lambda rows: chosen(cost, slice(0, 1)), category).values[0]
+    area = SampleMean(examples, weights, lambda rows: lines["given"][pair[rows]], category, float(at_best))
+    realised = SampleMean(examples, weights[:1], lambda rows: lines["cost"][pair[:1]], category).values[0]
     return TradeOff(area, float(realised), choice)
 
 
