@@ -167,7 +167,7 @@ def reading(root: Path) -> dict[str, float]:
     lap("scores_of_one_setting")
     write_leaderboard(root, root / "leaderboard.md")
     lap("leaderboard")
-    write_tables(folders[0].path.parent, folders)
+    write_tables(folders)
     lap("tables")
     figures["peak_memory_mb"] = peak_ram() / 2**20
     return figures

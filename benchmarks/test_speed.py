@@ -40,7 +40,7 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.lookup import ModelRecipe
 from riebench.runs.capture import CapturePlan
 from riebench.runs.engines.coordinator import Writer
-from riebench.runs.engines.processes import run_in_processes, usable_cores
+from riebench.runs.engines.processes import run_in_processes
 from riebench.runs.plan import plan, works_of
 from riebench.runs.references import References
 from riebench.runs.runner import run_benchmark
@@ -50,6 +50,7 @@ from riebench.scoring.score import score
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
+from riebench.utils.machine import usable_cores
 
 EXAMPLES = int(os.environ.get("RIEBENCH_BENCH_EXAMPLES", "9"))
 ROUNDS = int(os.environ.get("RIEBENCH_BENCH_ROUNDS", "3"))

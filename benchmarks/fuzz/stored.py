@@ -110,7 +110,7 @@ def _read_tables(place: Path) -> object:
     from riebench.store.folder import find_run_folders
 
     folders = find_run_folders(place)
-    return table_texts(place / "mine" / "m", folders), leaderboard_text(place)
+    return table_texts(folders), leaderboard_text(place)
 
 
 def _read_report(place: Path) -> object:

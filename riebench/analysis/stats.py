@@ -240,8 +240,12 @@ def _stratified(parts: Sequence[CategoryReplicates]) -> Replicates:
     """Return the mean of categories, all of the same weight."""
     if len(parts) == 1:
         return Replicates(parts[0].means, np.sqrt(parts[0].variances))
-    variances = np.array([part.variances for part in parts]) / len(parts) ** 2
-    return Replicates(np.mean([part.means for part in parts], axis=0), np.sqrt(variances.sum(axis=0)))
+    means, variances = parts[0].means.copy(), parts[0].variances / len(parts) ** 2
+    for part in parts[1:]:
+        means += part.means
+        variances += part.variances / len(parts) ** 2
+    means /= len(parts)
+    return Replicates(means, np.sqrt(variances, out=variances))
 
 
 def _category_replicates(

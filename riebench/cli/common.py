@@ -37,7 +37,7 @@ from riebench.cli.names import (
     words_beginning_with,
 )
 from riebench.errors import MAX_NAME_LENGTH, MemoryShortageError, RiebenchError, ended_by
-from riebench.utils.collector import resume_collector
+from riebench.utils.processes.collector import resume_collector
 from riebench.utils.terminal import print_line, print_note
 
 if TYPE_CHECKING:

@@ -197,7 +197,7 @@ def request_from_options(
     ] = None,
 ) -> Any:
     """Build the `riebench.jobs.request.RunRequest` of `riebench run`'s options."""
-    from riebench.utils.collector import pause_collector
+    from riebench.utils.processes.collector import pause_collector
 
     pause_collector()
     from riebench.jobs.request import EngineOptions, RunRequest, parse_batch_size, parse_shard

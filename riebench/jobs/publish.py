@@ -233,8 +233,6 @@ def publish_all(
         made.append(publish(run, results, replace=replace))
         say(made[-1].summary)
     groups = {one.path.parent for one in made}
-    folders = [folder for folder in find_run_folders(results) if folder.path.parent in groups]
-    for group in sorted(groups):
-        write_tables(group, [folder for folder in folders if folder.path.parent == group])
+    write_tables(folder for folder in find_run_folders(results) if folder.path.parent in groups)
     write_leaderboard(results, board)
     return made

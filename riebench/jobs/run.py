@@ -35,11 +35,11 @@ from riebench.store.invocations import invocation_notes
 from riebench.store.records import RUN_FILE
 from riebench.tasks.schema import EditTask, Setting
 from riebench.tasks.suites import load_suite
-from riebench.utils.collector import resume_collector
 from riebench.utils.files import remove_stale_files
 from riebench.utils.hub import offline_mode
-from riebench.utils.machine import free_ram, pick_device
+from riebench.utils.machine import free_ram, pick_device, usable_cores
 from riebench.utils.markup import Document
+from riebench.utils.processes.collector import resume_collector
 
 if TYPE_CHECKING:
     from riebench.models.loading import LoadedModel
@@ -248,7 +248,7 @@ def local_workers(request: RunRequest, tasks: tuple[EditTask, ...], settings: tu
     Raises:
         RiebenchError: if several are asked for that cannot be.
     """
-    from riebench.runs.engines.processes import LEAST_UNITS, suitable_workers, usable_cores
+    from riebench.runs.engines.processes import LEAST_UNITS, suitable_workers
 
     wanted, given = request.engine.workers, METHODS.defined() & {one.method for one in settings}
     if wanted is not None:
@@ -372,7 +372,7 @@ def tabulate(request: RunRequest, folders: Sequence[RunFolder], units: Sequence[
     everything = find_run_folders(request.results)
     group = [folder for folder in everything if folder.path.parent == model_folder]
     tables = may_rebuild(group, touched, len(units))
-    written = write_tables(model_folder, group) if tables else []
+    written = write_tables(group) if tables else []
     board = (
         write_leaderboard(request.results, request.leaderboard)
         if may_rebuild(everything, touched, len(units))

@@ -111,6 +111,10 @@ class RunFolder:
         self._score_table: tuple[list[tuple[int, ...]], ScoreTable] | None = None
         self.spec = self._run.resolve_spec(spec)
 
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
+        # Another process reads the files itself.
+        return type(self), (self.path,)
+
     @property
     def invocations(self) -> tuple[Invocation, ...]:
         """Commands that wrote; records and scores name them by their place here."""

@@ -309,3 +309,8 @@ def unmet_requirements(required: list[Requirement]) -> list[tuple[Requirement, s
         if not requirement.specifier.contains(version, prereleases=True):
             found.append((requirement, version))
     return found
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -69,7 +69,7 @@ def test_a_single_scorer_and_missing_examples_are_stated(tmp_path: Path) -> None
 
 def test_the_table_stands_beside_that_of_the_blocks(tmp_path: Path) -> None:
     folder = stored(tmp_path / "toy" / "toy-turbo" / "sae")
-    tables = {path.name: table for path, table in model_tables(folder.path.parent, [folder]).items()}
+    tables = {path.name: table for path, table in model_tables([folder]).items()}
     document, numbers = tables["block_shares"]
     text = document.markdown()
     assert (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from riebench.analysis.tables import check_all, fill_document, write_all
+from riebench.analysis.tables import check_tables, fill_document, write_tables
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
 
@@ -17,20 +17,20 @@ PART = "<!-- table: tables/per_block.csv metric={} settings={} -->\nold\n<!-- en
 def folders(filled: RunFolder) -> list[RunFolder]:
     """The run folders below the results folder of a finished run, their tables written."""
     found = list(find_run_folders(filled.path.parents[2]))
-    write_all(found)
+    write_tables(found)
     return found
 
 
 def test_tables_are_checked_against_the_scores(folders: list[RunFolder]) -> None:
-    paths = check_all(folders)
+    paths = check_tables(folders)
     assert {path.suffix for path in paths} == {".md", ".csv"}
     paths[1].write_text(paths[1].read_text().replace("sae", "eas", 1))
     with pytest.raises(RiebenchError, match=f"{paths[1].name} is out of date"):
-        check_all(folders)
-    write_all(folders)
+        check_tables(folders)
+    write_tables(folders)
     paths[0].unlink()
     with pytest.raises(RiebenchError, match="out of date"):
-        check_all(folders)
+        check_tables(folders)
 
 
 def test_a_marked_part_is_filled_and_the_rest_left_alone(folders: list[RunFolder]) -> None:

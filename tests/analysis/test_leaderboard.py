@@ -17,7 +17,7 @@ from riebench.analysis.leaderboard import (
     make_leaderboard,
     write_leaderboard,
 )
-from riebench.analysis.tables import write_all
+from riebench.analysis.tables import write_tables
 from riebench.errors import RiebenchError
 from riebench.store.folder import RunFolder, find_run_folders
 from riebench.utils.markup import csv_rows
@@ -271,7 +271,7 @@ def test_a_row_made_with_several_versions_says_so(tmp_path: Path) -> None:
                 run.append_many(part)
     assert "mixes versions: pictures by torch 2.14.1 and 2.15.0" in rows(tmp_path)["mixed"]["notes"]
     assert "versions" not in rows(tmp_path)["pure"]["notes"]
-    write_all(find_run_folders(tmp_path))
+    write_tables(find_run_folders(tmp_path))
     for table in ("per_block", "per_method"):
         text = (tmp_path / f"toy/toy-turbo/tables/{table}.md").read_text()
         assert "Made with several versions: mixed, pictures by torch 2.14.1 and 2.15.0." in text

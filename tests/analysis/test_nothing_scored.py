@@ -110,7 +110,7 @@ def texts(results: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def outputs(results: Path, out: Path) -> dict[str, str]:
     """Make everything that shows results; return all texts by their names."""
     folders = find_run_folders(results)
-    texts = {path.name: text for path, text in table_texts(results / "toy" / "toy-turbo", folders).items()}
+    texts = {path.name: text for path, text in table_texts(folders).items()}
     texts["leaderboard.md"] = leaderboard_text(results)
     for path in export(folders, out / "exports"):
         if path.suffix in (".csv", ".tex"):
@@ -162,7 +162,7 @@ def test_a_setting_that_failed_has_no_number_anywhere(results: Path, texts: dict
     assert "broken" not in {view.label for view in block_views(group)}
     # Alone it has no number either.
     alone = add_run(tmp_path / "alone", "broken", fails=CATEGORIES)
-    tables = table_texts(alone.path.parent, [alone])
+    tables = table_texts([alone])
     text = tables[alone.path.parent / "tables" / "per_block.md"]
     assert "– 0/8" in text and "0.00" not in text + leaderboard_text(tmp_path / "alone")
 

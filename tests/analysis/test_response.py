@@ -198,7 +198,7 @@ def test_shares_off_the_distribution_stand_beside_gain(tmp_path: Path) -> None:
     assert whole.clip_gain == pytest.approx(0.1, abs=0.002) and whole.lpips == pytest.approx(0.2)
     last = next(one for one in rows if one.strength == 2 and one.step == 3)
     assert last.far == pytest.approx(0.1) and last.norm == pytest.approx(0.7) and last.far_low is None
-    write_tables(tmp_path / "toy" / "toy-turbo", folders)
+    write_tables(folders)
     table = (tmp_path / "toy" / "toy-turbo" / "tables" / "off_distribution.md").read_text()
     assert "| far | 2 | all | mid.0 | 15 [15, 15] | 1 | 1.50 | 0.60 | " in table
     board = numbers(make_leaderboard(tmp_path))

@@ -156,7 +156,7 @@ def test_numbers_are_printed_without_negative_zero() -> None:
 
 
 def test_files_of_all_five_tables(filled: RunFolder) -> None:
-    paths = write_tables(filled.path.parent, [filled])
+    paths = write_tables([filled])
     names = ["per_block.md", "per_category.md", "per_method.md", "feature_share.md", "switched.md"]
     assert [path.name for path in paths] == names
     block = paths[0].read_text()

@@ -31,11 +31,11 @@ def test_an_edits_training_counts_once_whatever_its_strengths(tmp_path: Path) ->
     folders = [stored(tmp_path, "learned", {"a": 1.0, "b": 4.0}), stored(tmp_path, "plain", {})]
     (cost,) = training_costs(folders)
     assert (cost.setting, cost.edits, cost.seconds, cost.fit_evaluations) == ("learned", 2, 2.5, 128)
-    table = training_table(folders)
+    table = training_table(training_costs(folders))
     assert table is not None
     assert "| learned | 8.0 | 3 | 64 | 128 | 2.5 | 2 |" in table[0].markdown()
     assert csv_rows(table[1].splitlines())[0]["seconds"] == "2.5"
 
 
 def test_without_training_there_is_no_table(tmp_path: Path) -> None:
-    assert training_table([stored(tmp_path, "plain", {})]) is None
+    assert training_table(training_costs([stored(tmp_path, "plain", {})])) is None

@@ -131,7 +131,8 @@ def test_a_run_without_a_picture_is_an_error_after_all_is_done(job: RunRequest) 
         ({"engine": "rai"}, "--engine 'rai'"),
         ({"saes": 4}, "a int names no SAEs"),
         ({"edit_steps": (0.9, 0.5)}, "is no part of a run"),
-        ({"workers": 2}, "belong to --engine ray"),
+        ({"workers": 0}, "riebench.run: workers"),
+        ({"address": "auto"}, "belongs to --engine ray"),
     ],
 )
 def test_wrong_options_are_one_line(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_tables_are_those_of_the_files(tmp_path: Path) -> None:
     add_run(tmp_path, "other", 0.05, levels=3)
     folders = find_run_folders(tmp_path)
     results = riebench.load_results(tmp_path)
-    written = model_tables(tmp_path / "toy" / "toy-turbo", folders)
+    written = model_tables(folders)
     assert {path.name for path in written} == {*CONFIGURATION_TABLES, *RECORD_TABLES}
     for path, (_, text) in written.items():
         table = results.table(path.name)

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,8 +19,10 @@ from typer.testing import CliRunner
 
 from riebench.cli.commands import MANY_OPTIONS, OTHER_WORDS, PANELS, heading, own_options_first
 from riebench.cli.main import app
+from riebench.cli.results import stored
 from riebench.cli.results.comparisons import _folders_of
 from riebench.store.folder import find_run_folders
+from riebench.utils.processes import helpers
 from riebench.utils.terminal import LIBRARY_VARIABLES
 
 RUNNER = CliRunner()
@@ -221,3 +225,33 @@ def test_compare_takes_the_names_that_run_took(tmp_path: Path) -> None:
     assert _folders_of(folders, "sdxl", None) == [] == _folders_of(folders, "toy", "turbo")
     refused = RUNNER.invoke(app, ["compare", "good", "fair", "--results", str(tmp_path), "--model", "models/other"])
     assert refused.exit_code == 2 and "--model toy-turbo" in refused.stderr
+
+
+def test_several_processes_make_the_same_tables_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, method in enumerate(("sae", "steer_one", "steer_two", "random")):
+        add_run(tmp_path, method, 0.1 * number, second=True)
+
+    def written() -> dict[Path, bytes]:
+        for verb in ("tables", "leaderboard"):
+            assert RUNNER.invoke(app, [verb, "--results", str(tmp_path)]).exit_code == 0
+            assert RUNNER.invoke(app, [verb, "--results", str(tmp_path), "--check"]).exit_code == 0
+        paths = [path for path in tmp_path.rglob("*") if path.suffix in (".md", ".csv")]
+        texts = {path: path.read_bytes() for path in paths}
+        for path in paths:
+            path.unlink()
+        return texts
+
+    alone = written()
+    assert len(alone) > 8
+    pools: list[ProcessPoolExecutor] = []
+
+    class CountedPool(ProcessPoolExecutor):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            pools.append(self)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(helpers, "usable_cores", lambda: 2)
+    monkeypatch.setattr(helpers, "ProcessPoolExecutor", CountedPool)
+    assert written() == alone and not pools
+    monkeypatch.setattr(stored, "LEAST_BYTES", 0)
+    assert written() == alone and len(pools) == 4

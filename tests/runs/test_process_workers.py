@@ -136,7 +136,7 @@ def workers_of(request: RunRequest) -> int:
 
 
 def test_a_run_chooses_processes_by_what_is_left_to_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "usable_cores", lambda: 4)
+    monkeypatch.setattr(job, "usable_cores", lambda: 4)
     monkeypatch.setattr(job, "free_ram", lambda: PLENTY)
     whole = request_with(tmp_path)
     assert workers_of(whole) == 4

@@ -13,7 +13,7 @@ from tiny_clip import tiny_clip_folder
 
 from riebench.analysis.configurations import configurations, scored_profiles
 from riebench.analysis.leaderboard import leaderboard_text
-from riebench.analysis.tables import check_all, write_all
+from riebench.analysis.tables import check_tables, write_tables
 from riebench.errors import RiebenchError
 from riebench.jobs.request import RunRequest
 from riebench.models.clip import ClipSpec, load_open_clip
@@ -91,7 +91,7 @@ def test_every_metric_of_a_table_is_registered_and_printed() -> None:
 def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> None:
     folder = stored_run(tmp_path)
     score([folder], TASKS, scorer="toy-clip", metrics=["clip_gain", "lpips"], progress=False)
-    paths = write_all([RunFolder(folder.path)])
+    paths = write_tables([RunFolder(folder.path)])
     before, board = {path: path.read_bytes() for path in paths}, leaderboard_text(tmp_path)
     report = score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False)
     # LPIPS to the source picture is the same number in both profiles and is not computed twice.
@@ -99,7 +99,7 @@ def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> No
     assert not score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False).computed
     run = RunFolder(folder.path)
     assert scored_profiles([run]) == ["default", "paper"]
-    written = write_all([run])
+    written = write_tables([run])
     assert {path.parent.name for path in written} == {"tables", "paper"}
     assert {path: path.read_bytes() for path in paths} == before
     text = (folder.path.parent / "tables" / "paper" / "per_method.md").read_text()
@@ -110,8 +110,8 @@ def test_a_profiles_numbers_stay_out_of_the_default_tables(tmp_path: Path) -> No
     # The sections before it stay as they were.
     assert board.split("\n## ")[1].rstrip() == after.split("\n## ")[1].rstrip()
     assert "## mine on m, profile `paper`\n\n### Inputs used: " in after and "paper_text_target" not in board
-    check_all([run])
-    assert [path.parent.name for path in write_all([run], "paper")] == ["paper"] * 3
+    check_tables([run])
+    assert [path.parent.name for path in write_tables([run], "paper")] == ["paper"] * 3
 
 
 def test_a_run_that_only_a_published_profile_has_scored_gets_no_default_tables(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_run_that_only_a_published_profile_has_scored_gets_no_default_tables(t
     score([folder], TASKS, scorer="toy-clip", profile="paper", progress=False)
     run = RunFolder(folder.path)
     assert scored_profiles([run]) == ["paper"]
-    assert {path.name for path in write_all([run]) if path.parent.name == "tables"} == {
+    assert {path.name for path in write_tables([run]) if path.parent.name == "tables"} == {
         "feature_share.md",
         "switched.md",
     }

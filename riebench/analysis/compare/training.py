@@ -44,7 +44,7 @@ def training_costs(folders: Iterable[RunFolder]) -> list[TrainingCost]:
                 edits[record.key.example_id, record.key.seed, record.key.block_set] = record.training
         if edits:
             found.append(_cost(folder.spec.setting.name, [*edits.values()]))
-    return sorted(found, key=lambda one: one.setting)
+    return found
 
 
 def _cost(setting: str, trainings: Sequence[Training]) -> TrainingCost:
@@ -59,13 +59,13 @@ def _cost(setting: str, trainings: Sequence[Training]) -> TrainingCost:
     )
 
 
-def training_table(folders: Iterable[RunFolder]) -> tuple[Document, str] | None:
+def training_table(costs: Iterable[TrainingCost]) -> tuple[Document, str] | None:
     """Tabulate what supervised methods cost to train; None if nothing was learned.
 
     Returns:
         The table for people, and its CSV file.
     """
-    costs = training_costs(folders)
+    costs = sorted(costs, key=lambda one: one.setting)
     if not costs:
         return None
     note = (

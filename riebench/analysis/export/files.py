@@ -209,8 +209,8 @@ def export(folders: Sequence[RunFolder], out: Path, formats: Sequence[str] = DEF
     for (suite, model), its in groups.items():
         place = file_inside(out / suite, model, "the model's name", "the folder of exports")
         if LATEX in formats:
-            for stem, (document, _) in model_tables(place, its).items():
-                write(stem.with_suffix(".tex"), document.latex().encode())
+            for stem, (document, _) in model_tables(its).items():
+                write((place / stem).with_suffix(".tex"), document.latex().encode())
         if FIGURES in formats:
             from riebench.analysis.export.figures import figure_files
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from riebench.analysis.configurations import configurations, scored_profiles, whole_configurations
+from riebench.analysis.configurations import Configuration, configurations, scored_profiles, whole_configurations
 from riebench.analysis.leaderboard.methods import method_section
 from riebench.analysis.leaderboard.profiles import profile_section
 from riebench.analysis.leaderboard.rows import Section, leaderboard_csv
@@ -17,6 +16,7 @@ from riebench.scoring.profiles import DEFAULT
 from riebench.store.folder import RunFolder, find_run_folders, group_by_model
 from riebench.utils.files import write_atomic
 from riebench.utils.markup import Block, BulletList, Code, Document, Heading, Paragraph
+from riebench.utils.processes.helpers import Apply, apply_here
 
 COMMAND = "riebench leaderboard"
 
@@ -42,20 +42,33 @@ class Leaderboard:
         return {path: self.document.markdown(), path.with_suffix(".csv"): self.numbers}
 
 
-def make_leaderboard(results: Path) -> Leaderboard:
+def make_leaderboard(results: Path, *, apply: Apply = apply_here) -> Leaderboard:
     """Make the leaderboard of everything below a results folder.
 
     One section for each suite, model and profile. In the default profile methods are compared by their mean gain over
     LPIPS budgets; the other profiles rank single configurations, as the scripts they follow do.
+
+    Args:
+        results: the results folder.
+        apply: reads the run folders.
     """
     sections: list[Section] = []
-    for (suite, model), folders in group_by_model(find_run_folders(results)).items():
-        for profile in scored_profiles(folders):
+    groups = group_by_model(find_run_folders(results))
+    profiles = {place: scored_profiles(folders) for place, folders in groups.items()}
+    # Those of all models at once, so that no process waits between two of them.
+    methods = [
+        folder
+        for place, folders in groups.items()
+        for folder in folders
+        if DEFAULT in profiles[place] and folder.spec.setting.group not in GROUPS
+    ]
+    read = dict(zip(methods, apply(_read_whole, methods, [sum(one.expected.values()) for one in methods]), strict=True))
+    for (suite, model), folders in groups.items():
+        for profile in profiles[suite, model]:
             if profile == DEFAULT:
-                # At once without what is left to the tables: blocks edited singly are most of what large runs hold.
-                methods = [folder for folder in folders if folder.spec.setting.group not in GROUPS]
-                read = [(folder, whole_configurations(configurations(folder, features=False))) for folder in methods]
-                sections.append(_with_sae_scores(method_section(suite, model, read), suite, model, folders))
+                section = method_section(suite, model, [(folder, read[folder]) for folder in folders if folder in read])
+                comparison = SaeComparison.of(folders, apply=apply)
+                sections.append(_with_sae_scores(section, suite, model, comparison))
             else:
                 sections.append(profile_section(suite, model, folders, profile))
     comment = f"made by `{COMMAND}` from the results folder; do not edit, run it again"
@@ -65,9 +78,16 @@ def make_leaderboard(results: Path) -> Leaderboard:
     )
 
 
-def _with_sae_scores(section: Section, suite: str, model: str, folders: Sequence[RunFolder]) -> Section:
+def _read_whole(folder: RunFolder) -> list[Configuration]:
+    """Read a run folder without what is left to the tables.
+
+    Blocks edited singly are most of what large runs hold.
+    """
+    return whole_configurations(configurations(folder, features=False))
+
+
+def _with_sae_scores(section: Section, suite: str, model: str, comparison: SaeComparison) -> Section:
     """Return a section with its table of SAEs, if any were tested at few features."""
-    comparison = SaeComparison.of(folders)
     standings = comparison.standings()
     if not standings:
         return section
@@ -104,25 +124,27 @@ def leaderboard_text(results: Path) -> str:
     return leaderboard_document(results).markdown()
 
 
-def write_leaderboard(results: Path, path: Path) -> Document:
+def write_leaderboard(results: Path, path: Path, *, apply: Apply = apply_here) -> Document:
     """Write the leaderboard of a results folder and return its document.
 
     Args:
         results: the results folder.
         path: the Markdown file; leaderboard.csv goes beside it.
+        apply: reads the run folders.
     """
-    board = make_leaderboard(results)
+    board = make_leaderboard(results, apply=apply)
     for file, text in board.texts(path).items():
         write_atomic(file, text.encode())
     return board.document
 
 
-def check_leaderboard(results: Path, path: Path) -> list[Path]:
+def check_leaderboard(results: Path, path: Path, *, apply: Apply = apply_here) -> list[Path]:
     """Check that the files of a leaderboard are what the results folder gives.
 
     Args:
         results: the results folder.
         path: the Markdown file; leaderboard.csv lies beside it.
+        apply: reads the run folders.
 
     Returns:
         The files, both of them up to date.
@@ -130,7 +152,7 @@ def check_leaderboard(results: Path, path: Path) -> list[Path]:
     Raises:
         RiebenchError: naming the first file that is missing, or its first line that differs.
     """
-    texts = make_leaderboard(results).texts(path)
+    texts = make_leaderboard(results, apply=apply).texts(path)
     for file, text in texts.items():
         if not file.exists():
             raise RiebenchError(f"{file} is missing; make it with `{COMMAND}`")

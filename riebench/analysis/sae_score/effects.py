@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from riebench.analysis.tradeoff import Examples, budget_means
 from riebench.blocks import ALL_BLOCKS
 from riebench.store.folder import RunFolder
 from riebench.tasks.schema import Setting
+from riebench.utils.processes.helpers import Apply, apply_here
 
 Floats = NDArray[np.float64]
 
@@ -171,25 +172,28 @@ def gains_at_budgets(gains: Floats, distances: Floats) -> Floats:
     return found
 
 
-def read_effects(runs: Iterable[RunFolder], patch: Iterable[RunFolder] = ()) -> list[Effects]:
+def read_effects(
+    runs: Iterable[RunFolder], patch: Iterable[RunFolder] = (), *, apply: Apply = apply_here
+) -> list[Effects]:
     """Read the effects of features from runs of one suite and model.
 
     Args:
         runs: folders of any methods; those that the score does not read are left out.
         patch: further folders with runs of activation patching.
+        apply: reads the folders.
 
     Returns:
         One for each SAE and block, all blocks together first.
     """
     cells: dict[tuple[str, str], dict[Kind, dict[int, Cells]]] = {}
     patches: dict[str, Cells] = {}
-    folders = {folder.path: folder for folder in (*runs, *patch)}
-    for folder in folders.values():
+    folders = {folder.path: folder for folder in (*runs, *patch) if counted(folder.spec.setting)[0] is not None}
+    read = partial(configurations, extra=(SELECTIVITY,), features=False)
+    sizes = [sum(folder.expected.values()) for folder in folders.values()]
+    for folder, of_run in zip(folders.values(), apply(read, [*folders.values()], sizes), strict=True):
         kind, count = counted(folder.spec.setting)
-        if kind is None:
-            continue
-        for configuration in configurations(folder, extra=(SELECTIVITY,), features=False):
-            if configuration.strength != 1:
+        for configuration in of_run:
+            if kind is None or configuration.strength != 1:
                 continue
             block = block_name(folder, configuration)
             if kind == PATCH:

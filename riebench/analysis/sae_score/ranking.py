@@ -31,6 +31,7 @@ from riebench.analysis.stats import BOOTSTRAP_SEED, REPLICATES, Estimate, estima
 from riebench.analysis.tradeoff import Examples, SampleMean, paired_differences
 from riebench.store.folder import RunFolder
 from riebench.store.sae_figures import least_variance
+from riebench.utils.processes.helpers import Apply, apply_here
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,24 @@ class SaeComparison:
     seed: int = BOOTSTRAP_SEED
 
     @classmethod
-    def of(cls, folders: Iterable[RunFolder], replicates: int = REPLICATES) -> SaeComparison:
+    def of(
+        cls, folders: Iterable[RunFolder], replicates: int = REPLICATES, *, apply: Apply = apply_here
+    ) -> SaeComparison:
         """Read the SAEs that were tested at the numbers of features that the score needs.
 
         Args:
             folders: run folders of one suite and model.
             replicates: of the bootstrap.
+            apply: reads the folders.
         """
         found = list(folders)
         if not has_scores(found):
             return cls((), replicates=replicates)
-        effects = [one for one in read_effects(found) if one.block == TOGETHER and set(FEW) <= set(one.cells["sae"])]
+        effects = [
+            one
+            for one in read_effects(found, apply=apply)
+            if one.block == TOGETHER and set(FEW) <= set(one.cells["sae"])
+        ]
         members: dict[str, list[RunFolder]] = {}
         for folder in found:
             members.setdefault(sae_label(folder), []).append(folder)

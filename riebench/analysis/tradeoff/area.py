@@ -82,6 +82,25 @@ class CategoryDraw:
     factors: Floats
 
 
+@dataclass(frozen=True, eq=False)
+class HalfDraw:
+    """The part of all replicates in one half of a category, or in all of it.
+
+    Attributes:
+        weights: [R, E], of which it is a part.
+        members: places of its examples.
+        counts: [R, members], how often each was drawn.
+        size: [R, 1], how many were; 1 where none was.
+        empty: [R], whether none was.
+    """
+
+    weights: Floats
+    members: NDArray[np.intp]
+    counts: Floats
+    size: Floats
+    empty: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Examples:
     """The examples that methods are compared on, in the order of all arrays.
@@ -154,6 +173,32 @@ class Examples:
     def _draws(self) -> dict[tuple[int, int, str], CategoryDraw]:
         return {}
 
+    def half_draw(self, weights: Floats, category: str, half: int | None = None) -> HalfDraw:
+        """Return the part of all replicates in one half of a category; kept likewise.
+
+        Args:
+            weights: [R, E].
+            category: one of `strata`.
+            half: 0 or 1; None for the whole category.
+        """
+        known = self._half_draws.get((category, half))
+        if known is None or known.weights is not weights:
+            members = self.strata[category]
+            members = members if half is None else members[self.halves[members] == half]
+            counts = weights[:, members]
+            size = counts.sum(axis=1, keepdims=True)
+            empty = size[:, 0] <= 0
+            size[empty] = 1.0
+            known = HalfDraw(weights, members, counts, size, empty)
+            # That of the observed examples alone is asked for between the others, and is made at once.
+            if len(weights) > 1:
+                self._half_draws[category, half] = known
+        return known
+
+    @cached_property
+    def _half_draws(self) -> dict[tuple[str, int | None], HalfDraw]:
+        return {}
+
     def draws(self, replicates: int, seed: int) -> Floats:
         """Draw examples: how often each is in each replicate, float64 [R, E].
 
@@ -177,13 +222,12 @@ def _drop_rounding(apart: Floats, given: Floats, mean: Floats) -> None:
         given: [R, E], the values.
         mean: [R].
     """
-    size = np.abs(given)
-    # In as few passes as possible, since this is done for every pair of methods: most differences are far larger.
-    doubtful = np.flatnonzero(np.abs(apart).min(axis=1) < ROUNDING * (size.max(axis=1) + np.abs(mean)))
-    if len(doubtful):
-        some = apart[doubtful]
-        some[np.abs(some) < ROUNDING * (size[doubtful] + np.abs(mean[doubtful])[:, None])] = 0.0
-        apart[doubtful] = some
+    # In as few passes as possible, since this is done for every method: nearly all differences are far larger.
+    largest = ROUNDING * (max(given.max(), -given.min()) + np.abs(mean).max())
+    rows, columns = np.nonzero(~(np.abs(apart) >= largest))
+    if len(rows):
+        some = np.abs(apart[rows, columns]) < ROUNDING * (np.abs(given[rows, columns]) + np.abs(mean[rows]))
+        apart[rows[some], columns[some]] = 0.0
 
 
 def macro_means(values: Floats, weights: Floats, examples: Examples, half: int | None = None) -> Floats:
@@ -200,14 +244,15 @@ def macro_means(values: Floats, weights: Floats, examples: Examples, half: int |
     """
     total = np.zeros((len(weights), values.shape[1]))
     present = np.zeros((len(weights), 1))
-    for members in examples.strata.values():
-        inside = members if half is None else members[examples.halves[members] == half]
-        drawn = weights[:, inside]
-        size = drawn.sum(axis=1, keepdims=True)
-        total += np.where(size > 0, (drawn @ values[inside]) / np.maximum(size, 1e-300), 0.0)
-        present += size > 0
+    for category in examples.strata:
+        drawn = examples.half_draw(weights, category, half)
+        sums = drawn.counts @ values[drawn.members]
+        if drawn.empty.any():
+            sums[drawn.empty] = 0.0
+        total += np.divide(sums, drawn.size, out=sums)
+        present += ~drawn.empty[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return total / present
+        return np.divide(total, present, out=total)
 
 
 def category_means(values: Floats, weights: Floats, examples: Examples, category: str) -> Floats:
@@ -490,7 +535,8 @@ def cross_fit(
     # Of equal levels the first, which is the nearer.
     choice = np.stack([_best(macro_means(gained, weights, examples, half)) for half in (0, 1)], axis=1)
     # Each half is read at what the other half chose; hardly any two replicates differ in their pair of choices.
-    pairs, pair = np.unique(choice, axis=0, return_inverse=True)
+    codes, pair = np.unique(choice[:, 0] * given.shape[1] + choice[:, 1], return_inverse=True)
+    pairs = np.stack(np.divmod(codes, given.shape[1]), axis=1)
     lines = {
         kind: np.where(examples.halves == 0, table.T[pairs[:, 1]], table.T[pairs[:, 0]])
         for kind, table in (("given", given), ("cost", cost))
@@ -562,5 +608,5 @@ def _best(means: Floats) -> NDArray[np.intp]:
 
     It is the first of those that are equal up to rounding.
     """
-    most = np.nanmax(np.nan_to_num(means, nan=-np.inf), axis=1, keepdims=True)
-    return np.asarray((np.nan_to_num(means, nan=-np.inf) >= most - TOLERANCE).argmax(axis=1))
+    known = np.nan_to_num(means, nan=-np.inf)
+    return np.asarray((known >= known.max(axis=1, keepdims=True) - TOLERANCE).argmax(axis=1))

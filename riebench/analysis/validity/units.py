@@ -178,7 +178,7 @@ def add_success(configuration: Configuration) -> None:
     for (example, seed), reached in configuration.units.get(TARGET, {}).items():
         if (example, seed) in kept:
             value = float(reached == 1 and kept[example, seed] == 1)
-            configuration.add(SUCCESS, categories[example], example, seed, value)
+            configuration.add(SUCCESS, categories[example], (example, seed), value)
 
 
 def _labels(everything: Sequence[Entry]) -> dict[Entry, str]:

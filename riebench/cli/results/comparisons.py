@@ -18,7 +18,7 @@ from riebench.cli.common import (
     split_names,
 )
 from riebench.errors import RiebenchError, near_match
-from riebench.utils.collector import pause_collector
+from riebench.utils.processes.collector import pause_collector
 from riebench.utils.terminal import print_document
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ The others write the report, exports for other programs, response curves and the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,8 +36,16 @@ from riebench.cli.common import (
 )
 from riebench.cli.names import completing, known_metrics
 from riebench.errors import RiebenchError
-from riebench.utils.collector import pause_collector
+from riebench.utils.processes.collector import pause_collector
 from riebench.utils.terminal import print_line
+
+if TYPE_CHECKING:
+    from riebench.utils.processes.helpers import Apply
+
+STORED_FILES = tuple(f"*/*/*/{name}" for name in ("records.parquet", "records.jsonl", "scores.parquet", "scores.jsonl"))
+"""Files of a results folder with what tables are made of."""
+LEAST_BYTES = 3_000_000
+"""Size of these files from which on several processes read them sooner than one."""
 
 
 @friendly
@@ -101,14 +110,16 @@ def tables(
 ) -> None:
     """Write the tables of every suite and model from stored scores."""
     pause_collector()
-    from riebench.analysis.tables import check_all, fill_document, write_all
     from riebench.scoring.profiles import get_profile
 
     if profile is not None:
         get_profile(profile)
     refuse_remote(results)
-    folders = folders_in(results_to_read(results))
-    paths = check_all(folders, profile) if check else write_all(folders, profile)
+    folder = results_to_read(results)
+    with _helpers(folder, "riebench.analysis.tables") as apply:
+        from riebench.analysis.tables import check_tables, fill_document, write_tables
+
+        paths = (check_tables if check else write_tables)(folders_in(folder), profile, apply=apply)
     for file in document or ():
         fill_document(file, check=check)
     say_written([*paths, *(document or ())], check)
@@ -134,21 +145,32 @@ def leaderboard(
     They lie in the results folder; those of results/, which is published, in the working directory.
     """
     pause_collector()
-    from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
-
     refuse_remote(results)
     folder = results_to_read(results)
     board = documents_folder(folder) / "leaderboard.md"
     if verify is not None:
         _verify(verify, suite or [], scorer or [], weights or [], device, offline)
-    elif check:
-        files = check_leaderboard(folder, board)
-        say(f"{' and '.join(map(str, files))} are up to date")
-    else:
+        return
+    if not check:
         folders_in(folder)
-        write_leaderboard(folder, board)
-        for file in (board, board.with_suffix(".csv")):
-            print_line(file)
+    with _helpers(folder, "riebench.analysis.leaderboard") as apply:
+        from riebench.analysis.leaderboard import check_leaderboard, write_leaderboard
+
+        if check:
+            files = check_leaderboard(folder, board, apply=apply)
+            say(f"{' and '.join(map(str, files))} are up to date")
+            return
+        write_leaderboard(folder, board, apply=apply)
+    for file in (board, board.with_suffix(".csv")):
+        print_line(file)
+
+
+def _helpers(results: Path, module: str) -> AbstractContextManager[Apply]:
+    """Start processes that help to read a results folder, if it is large."""
+    from riebench.utils.processes.helpers import helper_processes
+
+    size = sum(file.stat().st_size for pattern in STORED_FILES for file in results.glob(pattern))
+    return helper_processes(size >= LEAST_BYTES, (module, "pyarrow.parquet"))
 
 
 def _verify(

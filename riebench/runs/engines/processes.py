@@ -16,15 +16,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
-
-import psutil
 
 from riebench.errors import reason
 from riebench.generation.regions.options import DEFAULT_REGIONS
@@ -36,8 +33,10 @@ from riebench.runs.failures import STOP_AFTER
 from riebench.runs.sae_check import known_saes
 from riebench.store.folder import Redo, RunFolder
 from riebench.tasks.schema import EditTask, Setting
-from riebench.utils.collector import pause_collector, resume_collector
 from riebench.utils.hub import offline_mode
+from riebench.utils.machine import usable_cores
+from riebench.utils.processes.collector import pause_collector, resume_collector
+from riebench.utils.processes.helpers import end_with_parent
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Environment variables that tell libraries how many cores to use."""
@@ -55,8 +54,6 @@ EXAMPLES_TOGETHER = 8
 """Examples that a process makes at a time, so that its batches are full."""
 PRINTED_LINES = 20
 """Last lines of what a process prints that are kept."""
-PARENT_SECONDS = 1.0
-"""Seconds between two looks of a process at whether the one that started it still runs."""
 
 
 def suitable_workers(units: int, works: int, parameters: int, cores: int, free: int) -> int:
@@ -75,11 +72,6 @@ def suitable_workers(units: int, works: int, parameters: int, cores: int, free: 
     if parameters > SMALL_MODEL or units < LEAST_UNITS:
         return 1
     return max(1, min(cores, MOST_WORKERS, works, units // (LEAST_UNITS // 2), free // (2 * WORKER_BYTES)))
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_in_processes(
@@ -220,7 +212,7 @@ def serve() -> None:
     # What libraries print must not get between the messages.
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent(os.getppid())
     assignment, threads = pickle.load(incoming)
     with suppress(EOFError, BrokenPipeError), offline_mode(assignment.offline):
         runner = _load(assignment, threads)
@@ -243,10 +235,3 @@ def _load(assignment: Assignment, threads: int) -> WorkerRunner | RunFailure:
     # All that is loaded stays until the end.
     resume_collector(keep=True)
     return runner
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process once the one that started it has ended."""
-    while psutil.pid_exists(parent) and os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    os._exit(1)

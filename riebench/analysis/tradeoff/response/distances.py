@@ -114,9 +114,10 @@ def _rows(
     far_share = estimate(values, configuration.clusters, bounds=(0.0, None))
     rows = []
     tables: list[tuple[int | str, Floats]] = [(ALL_STEPS, means), *zip(steps, np.moveaxis(numbers, 2, 0), strict=True)]
-    for step, of_step in tables:
-        there = ~np.isnan(of_step[:, 0])
-        norm, distance, far, before = _macro_means(list(compress(members, there)), of_step[there])
+    for at, (step, of_step) in enumerate(tables):
+        if at != 1 or len(steps) > 1:  # a single step is all steps
+            there = ~np.isnan(of_step[:, 0])
+            norm, distance, far, before = _macro_means(list(compress(members, there)), of_step[there])
         ends = (far_share.low, far_share.high) if step == ALL_STEPS else (None, None)
         rows.append(DistanceRow(
             setting, configuration.block_set, configuration.strength, block, step, reference,
@@ -134,6 +135,8 @@ def _numbers(members: Sequence[tuple[EditRecord, BlockDistribution]], steps: Seq
 
     They are [edits, numbers, steps], nan where a step is not edited.
     """
+    if all(one.steps == (*steps,) for _, one in members):
+        return np.array([[getattr(one, number) for number in NUMBERS] for _, one in members])
     found = np.full((len(members), len(NUMBERS), len(steps)), np.nan)
     for at, (_, one) in enumerate(members):
         columns = [steps.index(step) for step in one.steps]
@@ -159,19 +162,12 @@ def _macro_means(members: Sequence[tuple[EditRecord, BlockDistribution]], number
     return np.stack(categories, axis=1).mean(axis=1).tolist()
 
 
-def distance_table(
-    folders: Iterable[RunFolder], known: Mapping[Path, Sequence[Configuration]] | None = None
-) -> tuple[Document, str] | None:
+def distance_table(rows: Sequence[DistanceRow]) -> tuple[Document, str] | None:
     """Tabulate the distances of some runs; None if nothing was measured.
-
-    Args:
-        folders: the run folders.
-        known: see `distance_rows`.
 
     Returns:
         The table for people, and its CSV file with every step.
     """
-    rows = distance_rows(folders, known)
     if not rows:
         return None
     names = [field.name for field in fields(DistanceRow)]

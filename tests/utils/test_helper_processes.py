@@ -1,0 +1,129 @@
+"""Work divided among this process and helpers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from riebench.errors import StoreError
+from riebench.utils.processes import helpers
+from riebench.utils.processes.helpers import apply_here, helper_processes
+
+LONG = 60.0
+"""Seconds after which something that should end has not."""
+
+
+def square(number: int) -> int:
+    return number**2
+
+
+def slow_place(number: int) -> tuple[int, int]:
+    time.sleep(0.3)
+    return number, os.getpid()
+
+
+def refuse(number: int, *, bad: tuple[int, ...]) -> int:
+    if number in bad:
+        raise StoreError(f"number {number} is damaged")
+    return number
+
+
+def end_helper(number: int, *, parent: int) -> int:
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -number
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    numbers = [3, 1, 4, 1, 5, 9, 2, 6]
+    with helper_processes(True, count=1) as apply:
+        assert apply(square, numbers, numbers) == apply_here(square, numbers, numbers) == [n**2 for n in numbers]
+        assert apply(square, [], []) == []
+
+
+def test_this_process_and_helpers_share_the_items() -> None:
+    with helper_processes(True, count=1) as apply:
+        apply(square, [1, 2, 3], [1, 1, 1])  # the helper runs
+        found = apply(slow_place, list(range(12)), [1] * 12)
+    assert [number for number, _ in found] == list(range(12))
+    assert len({process for _, process in found}) == 2
+    assert os.getpid() in {process for _, process in found}
+
+
+@pytest.mark.parametrize("wanted, count", [(False, 3), (True, 0)])
+def test_no_process_is_started_where_none_is_wanted(wanted: bool, count: int) -> None:
+    before = psutil.Process().children()
+    with helper_processes(wanted, count=count) as apply:
+        assert apply is apply_here
+        assert psutil.Process().children() == before
+
+
+@pytest.mark.parametrize("bad", [(2, 5), (0, 7), (7,)])
+def test_the_error_of_the_first_item_is_the_one_that_counts(bad: tuple[int, ...]) -> None:
+    with (
+        helper_processes(True, count=1) as apply,
+        pytest.raises(StoreError, match=f"^number {bad[0]} is damaged$"),
+    ):
+        apply(partial(refuse, bad=bad), list(range(8)), [1] * 8)
+
+
+def test_what_a_killed_helper_had_is_done_here() -> None:
+    with helper_processes(True, count=1) as apply:
+        numbers = list(range(6))
+        assert apply(partial(end_helper, parent=os.getpid()), numbers, numbers) == [-number for number in numbers]
+
+
+PROGRAM = """
+import time
+from riebench.utils.processes.helpers import helper_processes
+
+if __name__ == "__main__":
+    with helper_processes(True, count=1) as apply:
+        apply(abs, [-1, -2], [1, 1])
+        print("ready", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_helpers_end_with_a_killed_program(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        children = psutil.Process(program.pid).children()
+        assert children
+        program.kill()
+    _, alive = psutil.wait_procs(children, timeout=LONG)
+    for one in alive:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    assert not alive
+
+
+def test_helpers_leave_ctrl_c_to_the_process_that_was_started_by_hand() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with helper_processes(True, count=1) as apply:
+        (ignored,) = set(apply(partial(_handler_of, parent=os.getpid()), [1, 2, 3, 4, 5, 6], [1] * 6)) - {None}
+    assert ignored == int(signal.SIG_IGN) and signal.getsignal(signal.SIGINT) is before
+
+
+def _handler_of(number: int, *, parent: int) -> int | None:
+    del number
+    time.sleep(0.2)
+    return None if os.getpid() == parent else int(signal.getsignal(signal.SIGINT))  # type: ignore[arg-type]
+
+
+def test_there_are_no_more_helpers_than_cores_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers, "usable_cores", lambda: 1)
+    with helper_processes(True) as apply:
+        assert apply is apply_here
