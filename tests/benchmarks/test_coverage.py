@@ -52,6 +52,7 @@ def test_the_long_run_covered_as_documents_say() -> None:
         assert set(found[name]) == set(MEANS if name == "means" else AREAS)
         assert all(set(row) == {"36", "108", "297"} for row in found[name].values())
         cells = [one for row in found[name].values() for one in row.values()]
-        assert all(one == share_of(round(one["share"] * of), of) for one in cells)
+        for one in cells:  # quantiles differ in their last digits from version to version of scipy
+            assert one == pytest.approx(share_of(round(one["share"] * of), of), rel=1e-9)
         assert all(one["low"] <= most and least <= one["high"] for one in cells)
         assert least <= sum(one["share"] for one in cells) / len(cells) <= most
