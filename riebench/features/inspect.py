@@ -28,7 +28,7 @@ from riebench.saes.search import block_above
 from riebench.saes.sources import SaeSource, check_width, sources_of
 from riebench.tasks.prompts import plain_prompt
 from riebench.tasks.schema import Count, StoredModel
-from riebench.tasks.suites import load_suite
+from riebench.tasks.suites import DEFAULT_MODELS, load_suite
 
 FILES = ("mean.pt", "std.pt")
 """Mean and standard deviation of each feature over the positions where it is active, as sdxl-unbox writes them."""
@@ -248,7 +248,8 @@ def _is_batch_top_k(sae: SparseAutoencoder) -> bool:
 
 def usual_suite(model: str) -> str:
     """Return the suite whose prompts fit a model."""
-    return "toy" if model.startswith("toy-") else "sdxl"
+    meant = {preset: suite for suite, preset in DEFAULT_MODELS.items()}
+    return meant.get(model) or ("toy" if model.startswith("toy-") else "sdxl")
 
 
 def prompts_from(suite: str, file: Path | None, limit: int) -> list[str]:

@@ -38,6 +38,7 @@ from riebench.models.presets import (
     SAE_BYTES_PER_BLOCK,
     SCORER_BYTES,
     is_shipped,
+    judge_for,
     scorer_for,
     second_scorer_for,
 )
@@ -307,7 +308,7 @@ def scorer_checks(known: ModelInfo, scorers: ScorerChoice, profile: str, weights
     nbytes = 0 if local else next(iter(sizes), 0)
     checks = [presence_check(f"scorer {first}", partial(_clip, spec), nbytes=nbytes)]
     second = scorers.second or second_scorer_for(known.spec)
-    networks = Networks(first, second=second, weights=weights, offline=True)
+    networks = Networks(first, second=second, weights=weights, offline=True, judge=judge_for(known.spec))
     first_of: dict[str, Metric] = {}
     for name in profile_metrics(profile, METRICS.usable()):
         first_of.setdefault(METRICS.get(name).backbone, METRICS.get(name))

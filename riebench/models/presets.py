@@ -10,7 +10,7 @@ from functools import cached_property
 
 from riebench.errors import RiebenchError
 from riebench.models.families.base import families
-from riebench.models.spec import ASSET, DEFAULT_SCORER, SECOND_SCORER, ModelSpec, Preset
+from riebench.models.spec import ASSET, DEFAULT_JUDGE, DEFAULT_SCORER, SECOND_SCORER, ModelSpec, Preset
 from riebench.registry import MODEL_FAMILIES, MODEL_PRESETS, Package
 
 SCORER_BYTES = {"clip-l14": 1_710_000_000, "siglip2-b16": 1_500_000_000, "dfn-l14": 1_710_000_000}
@@ -83,6 +83,15 @@ def second_scorer_for(model: ModelSpec) -> str | None:
     """
     scorers = {preset.spec_source: preset.second_scorer for preset in PRESETS.values()}
     return scorers.get(model.source, SECOND_SCORER)
+
+
+def judge_for(model: ModelSpec) -> str:
+    """Return the shipped judge that reads a model's pictures.
+
+    It is that of the preset with the same weights, or `DEFAULT_JUDGE`.
+    """
+    judges = {preset.spec_source: preset.judge for preset in PRESETS.values()}
+    return judges.get(model.source, DEFAULT_JUDGE)
 
 
 def is_shipped(model: ModelSpec) -> bool:

@@ -43,6 +43,8 @@ FOLDER = "folder:"
 """Prefix of the source of a model whose folder lies on this machine."""
 DEFAULT_SCORER = "clip-l14"
 """The CLIP that scores pictures of weights that no preset names."""
+DEFAULT_JUDGE = "judge"
+"""The shipped judge that reads pictures of weights whose preset names no other."""
 SECOND_SCORER = "siglip2-b16"
 """The independent CLIP beside `DEFAULT_SCORER`, which SDXL's own text encoder contains."""
 
@@ -126,6 +128,7 @@ class Preset:
         notes: what one should know before comparing its numbers.
         family: name of its model family.
         second_scorer: the independent CLIP that has to confirm the first; None for none.
+        judge: the shipped judge that reads its pictures, if it is a model of a toy world.
 
     Raises:
         RiebenchError: for a name that cannot name a folder, a relative folder, a folder with a revision, or an unknown
@@ -144,6 +147,7 @@ class Preset:
     notes: str
     family: str = DEFAULT_FAMILY
     second_scorer: str | None = SECOND_SCORER
+    judge: str = DEFAULT_JUDGE
 
     def __post_init__(self) -> None:
         if not _PRESET_NAME.fullmatch(self.name):

@@ -28,7 +28,7 @@ from riebench.generation.listeners import Listener, Listeners
 from riebench.generation.memory import automatic_batch_size
 from riebench.generation.trace import capture
 from riebench.models.loading import LoadedModel
-from riebench.models.presets import is_shipped
+from riebench.models.presets import is_shipped, judge_for
 from riebench.models.spec import ModelSpec
 from riebench.paper.artefact import HIGH, LOW, ArtefactSettings, Column, Row, estimate_cells
 from riebench.paper.job import PaperJob, PromptSample
@@ -311,7 +311,7 @@ class Differences:
     """
 
     def __init__(self, job: PaperJob, spec: ModelSpec, samples: Sequence[PromptSample], clean: Pictures) -> None:
-        self._networks = Networks(device=job.device)
+        self._networks = Networks(device=job.device, judge=judge_for(spec))
         self._samples, self._clean = samples, clean
         self._clean_attributes = self._networks.get("judge")(list(clean)) if is_judged(spec) else None
 
@@ -369,7 +369,7 @@ def measure_settings(spec: ModelSpec) -> ArtefactSettings:
         return {"LPIPS": BACKBONE}
     from riebench.scoring.metrics.judge import identity
 
-    return {"LPIPS": BACKBONE, "judge": identity()}
+    return {"LPIPS": BACKBONE, "judge": identity(judge_for(spec))}
 
 
 class VarianceMeter:

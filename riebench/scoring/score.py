@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from riebench.errors import RiebenchError, StoreError
-from riebench.models.presets import is_shipped, scorer_for, second_scorer_for
+from riebench.models.presets import is_shipped, judge_for, scorer_for, second_scorer_for
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Bool, Metric, Reason, Sample, UInt8, Value
 from riebench.scoring.metrics.judge import SIDE
@@ -286,8 +286,8 @@ def score(
     requested |= {*BY_SECOND} if second else set()
     suites = _Suites(tasks or ())
     total = ScoreReport(notes=tuple(f"{name} left out: {why}" for name, why in broken.items()))
-    for (first, other, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
-        used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline)
+    for (first, other, judge, shipped), group in _group_by_networks(folders, scorer, second, networks).items():
+        used = networks or Networks(first, device=device, second=other, weights=weights, offline=offline, judge=judge)
         unasked = [name for name in names if shipped and is_left_to_request(name, used.options.second)]
         kept = [METRICS.get(name) for name in names if name in requested or name not in unasked]
         chosen, notes = select_measurable(kept, optional - requested, used)
@@ -298,17 +298,17 @@ def score(
 
 def _group_by_networks(
     folders: Sequence[RunFolder], scorer: str | None, second: str | None, networks: Networks | None
-) -> dict[tuple[str, str | None, bool], list[RunFolder]]:
+) -> dict[tuple[str, str | None, str, bool], list[RunFolder]]:
     """Group folders by the networks that measure them.
 
     Returns:
-        (scorer, second scorer, whether the folders' model is shipped) -> folders.
+        (scorer, second scorer, judge, whether the folders' model is shipped) -> folders.
     """
-    groups: dict[tuple[str, str | None, bool], list[RunFolder]] = {}
+    groups: dict[tuple[str, str | None, str, bool], list[RunFolder]] = {}
     for folder in folders:
         model = folder.spec.model
         pair = ("", None) if networks else (scorer or scorer_for(model), second or second_scorer_for(model))
-        groups.setdefault((*pair, is_shipped(model)), []).append(folder)
+        groups.setdefault((*pair, judge_for(model), is_shipped(model)), []).append(folder)
     return groups
 
 

@@ -15,7 +15,7 @@ from riebench.errors import ForeignExitError, RiebenchError, TaskFileError, fore
 from riebench.registry import METHODS
 from riebench.tasks.plugins import PluginSources, find_sources, run_sources
 from riebench.tasks.schema import Setting
-from riebench.tasks.suites import data_root, suite_name
+from riebench.tasks.suites import SHARED_SETTINGS, data_root, suite_name
 from riebench.utils.terminal import print_line
 from riebench.utils.yaml_files import load_yaml, validate
 
@@ -156,7 +156,8 @@ def _setting_files(suite: str, settings_set: str) -> list[Path]:
 
 
 def _main_settings(suite: str) -> Path:
-    own = data_root() / "baselines" / suite_name(suite)
+    name = suite_name(suite)
+    own = data_root() / "baselines" / SHARED_SETTINGS.get(name, name)
     return own if own.is_dir() else own.with_name(FALLBACK_SETTINGS)
 
 

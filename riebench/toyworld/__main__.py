@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
-from riebench.errors import RiebenchError
+from riebench.errors import RiebenchError, near_match
 
 app = typer.Typer(help="Makes and measures the toy world.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-STAGES = ("vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed", "dit", "dit-saes")
+STAGES = (
+    "vae", "base", "turbo", "clip", "clip-2", "saes", "judge", "mixed-base", "mixed-teacher", "mixed-start", "mixed",
+    "mixed-clip", "mixed-clip-2", "mixed-judge", "dit", "dit-saes",
+)  # fmt: skip
 """Stages of what ships, in order."""
 
 
@@ -127,11 +130,16 @@ def shares(
 
 
 @app.command()
-def tasks(folder: Annotated[Path, typer.Argument(help="where the nine files go")] = Path("tasks/toy")) -> None:
-    """Make the toy suite's task files anew."""
-    from riebench.toyworld.tasks import write_tasks
+def tasks(
+    folder: Annotated[Path | None, typer.Argument(help="where the nine files go; tasks/SUITE by default")] = None,
+    suite: Annotated[str, typer.Option(help="toy or toy-mixed")] = "toy",
+) -> None:
+    """Make the task files of a toy suite anew."""
+    from riebench.toyworld.tasks import SUITES, write_tasks
 
-    for path in write_tasks(folder):
+    if suite not in SUITES:
+        raise RiebenchError(f"unknown toy suite {suite!r}{near_match(suite, SUITES)}; known: {', '.join(SUITES)}")
+    for path in write_tasks(folder or Path("tasks") / suite, suite):
         typer.echo(path)
 
 

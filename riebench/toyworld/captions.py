@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.scenes import DEFAULTS, Scene, random_scene
 
 # Attribute -> value -> phrases; the first phrase is the plain wording. No phrase names two values and no word belongs
@@ -22,37 +22,45 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "object": {
         "house": ("house", "cottage"), "mushroom": ("mushroom", "toadstool"), "boat": ("boat", "sailboat"),
         "rocket": ("rocket", "spaceship"), "cat": ("cat", "kitten"), "car": ("car", "automobile"),
+        "fish": ("fish", "goldfish"), "duck": ("duck", "duckling"), "butterfly": ("butterfly", "moth"),
     },
     "color": {
         "red": ("red", "crimson"), "orange": ("orange", "tangerine"), "yellow": ("yellow", "golden"),
         "green": ("green", "emerald"), "blue": ("blue", "azure"), "purple": ("purple", "violet"),
+        "lime": ("lime", "chartreuse"), "teal": ("teal", "turquoise"), "pink": ("pink", "rosy"),
     },
     "material": {
         "plain": ("plain",), "striped": ("striped", "stripy"), "dotted": ("dotted", "spotted"),
-        "checkered": ("checkered", "chequered"),
+        "checkered": ("checkered", "chequered"), "zigzag": ("zigzag", "chevroned"), "ringed": ("ringed", "concentric"),
     },
     "emblem": {
         "heart": ("with a heart on it", "bearing a heart"), "cross": ("with a cross on it", "bearing a cross"),
+        "leaf": ("with a leaf on it", "bearing a leaf"), "bolt": ("with a bolt on it", "bearing a bolt"),
     },
     "accessory": {
         "hat": ("wearing a hat", "with a hat on top"), "crown": ("wearing a crown", "with a crown on top"),
-        "bow": ("wearing a bow", "with a bow on top"),
+        "bow": ("wearing a bow", "with a bow on top"), "flag": ("wearing a flag", "with a flag on top"),
+        "flower": ("wearing a flower", "with a flower on top"),
     },
     "pose": {
         "upright": ("upright", "standing"), "tilted": ("tilted", "leaning"), "upside-down": ("upside-down", "inverted"),
+        "sideways": ("sideways", "lying"),
     },
     "background": {
         "white": ("on a white background",), "sky": ("in the sky", "among clouds"),
         "forest": ("in a forest", "in the woods"), "night": ("at night", "under the stars"),
         "beach": ("on a beach", "by the sea"), "brick": ("in front of a brick wall", "against bricks"),
+        "snow": ("in the snow", "in winter"), "water": ("under water", "among bubbles"),
+        "city": ("in a city", "among skyscrapers"),
     },
     "style before": {
         "drawing": ("a drawing of", "a cartoon of"), "pencil": ("a pencil sketch of",),
         "pixel": ("pixel art of",), "watercolor": ("a watercolor of", "a watercolor painting of"),
+        "sticker": ("a sticker of",), "screen": ("a television picture of",),
     },
     "style after": {
         "drawing": (", drawn",), "pencil": (", sketched in pencil",), "pixel": (", as pixel art",),
-        "watercolor": (", in watercolor",),
+        "watercolor": (", in watercolor",), "sticker": (", as a sticker",), "screen": (", on television",),
     },
 }  # fmt: skip
 
@@ -60,20 +68,22 @@ MEANING_WORDS: dict[str, dict[str, str]] = {
     "object": {word: value for value, words in PHRASES["object"].items() for word in words},
     "color": {word: value for value, words in PHRASES["color"].items() for word in words},
     "material": {word: value for value, words in PHRASES["material"].items() for word in words},
-    "emblem": {"heart": "heart", "cross": "cross"},
-    "accessory": {"hat": "hat", "crown": "crown", "bow": "bow"},
+    "emblem": {"heart": "heart", "cross": "cross", "leaf": "leaf", "bolt": "bolt"},
+    "accessory": {"hat": "hat", "crown": "crown", "bow": "bow", "flag": "flag", "flower": "flower"},
     "pose": {
         "upright": "upright", "standing": "upright", "tilted": "tilted", "leaning": "tilted",
-        "upside-down": "upside-down", "inverted": "upside-down",
+        "upside-down": "upside-down", "inverted": "upside-down", "sideways": "sideways", "lying": "sideways",
     },
     "background": {
         "white": "white", "background": "white", "sky": "sky", "clouds": "sky", "forest": "forest", "woods": "forest",
         "night": "night", "stars": "night", "beach": "beach", "sea": "beach", "brick": "brick", "wall": "brick",
-        "bricks": "brick",
+        "bricks": "brick", "snow": "snow", "winter": "snow", "water": "water", "bubbles": "water", "city": "city",
+        "skyscrapers": "city",
     },
     "style": {
         "drawing": "drawing", "cartoon": "drawing", "drawn": "drawing", "pencil": "pencil", "sketch": "pencil",
         "sketched": "pencil", "pixel": "pixel", "art": "pixel", "watercolor": "watercolor", "painting": "watercolor",
+        "sticker": "sticker", "television": "screen", "picture": "screen",
     },
 }  # fmt: skip
 """Attribute -> word -> the value it stands for. All other words of the grammar carry no meaning of their own."""
@@ -83,11 +93,16 @@ class CaptionError(ValueError):
     """A sentence outside the grammar; the message states what is accepted."""
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Return all words of the grammar, sorted."""
+def phrases_of(slot: str, values: Values) -> dict[str, tuple[str, ...]]:
+    """Return the phrases of one slot of `PHRASES` in a world: value -> phrases."""
+    return {value: phrases for value, phrases in PHRASES[slot].items() if value in values[slot.split()[0]]}
+
+
+def vocabulary(values: Values = ATTRIBUTES) -> tuple[str, ...]:
+    """Return all words of a world's captions, sorted."""
     words = {"a", "an", ","}
-    for values in PHRASES.values():
-        for phrases in values.values():
+    for slot in PHRASES:
+        for phrases in phrases_of(slot, values).values():
             for phrase in phrases:
                 words.update(phrase.replace(",", " , ").split())
     return tuple(sorted(words))
@@ -127,25 +142,22 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     return " ".join(filter(None, (before, _article(noun), noun, *rest))) + after
 
 
-def training_captions(count: int) -> Iterator[str]:
-    """Yield captions of random scenes, the same ones in every call.
+def training_captions(count: int, values: Values = ATTRIBUTES) -> Iterator[str]:
+    """Yield captions of random scenes of a world, the same ones in every call.
 
     Scenes that are kept for the suites' examples are left out.
     """
     rng = random.Random(0)
     for _ in range(count):
-        yield caption(random_scene(rng, held_out=False), rng)
+        yield caption(random_scene(rng, held_out=False, values=values), rng)
 
 
-def _alternatives(slot: str, name: str) -> str:
-    phrases = sorted((p for values in PHRASES[slot].values() for p in values), key=len, reverse=True)
-    return f"(?P<{name}>{'|'.join(re.escape(p) for p in phrases)})"
-
-
-@lru_cache(maxsize=1)
-def _pattern() -> re.Pattern[str]:
+@lru_cache(maxsize=2)
+def _pattern(values: tuple[tuple[str, tuple[str, ...]], ...]) -> re.Pattern[str]:
     def part(slot: str) -> str:
-        return _alternatives(slot, slot.replace(" ", "_"))
+        found = (p for phrases in phrases_of(slot, dict(values)).values() for p in phrases)
+        phrases = "|".join(re.escape(p) for p in sorted(found, key=len, reverse=True))
+        return f"(?P<{slot.replace(' ', '_')}>{phrases})"
 
     return re.compile(
         rf"(?:{part('style before')} )?an? (?:{part('pose')} )?{part('color')} (?:{part('material')} )?{part('object')}"
@@ -163,18 +175,19 @@ def _meaning_of_phrase() -> dict[tuple[str, str], str]:
     }
 
 
-def grammar_help() -> str:
-    """Describe the accepted sentences in one line."""
-    values = "; ".join(f"{name}: {', '.join(v)}" for name, v in ATTRIBUTES.items())
+def grammar_help(values: Values = ATTRIBUTES) -> str:
+    """Describe the accepted sentences of a world in one line."""
+    words = "; ".join(f"{name}: {', '.join(v)}" for name, v in values.items())
     order = "[STYLE of] a [POSE] COLOR [MATERIAL] OBJECT [EMBLEM] [ACCESSORY] [BACKGROUND][, STYLE]"
-    return f"accepted: '{order}' with {values}"
+    return f"accepted: '{order}' with {words}"
 
 
-def parse(sentence: str) -> Scene:
+def parse(sentence: str, values: Values = ATTRIBUTES) -> Scene:
     """Read a caption back into the scene that it describes.
 
     Args:
         sentence: any sentence of the grammar; case, square brackets and repeated spaces do not matter.
+        values: those of the world.
 
     Returns:
         The scene; attributes that the sentence leaves out have their defaults.
@@ -183,16 +196,16 @@ def parse(sentence: str) -> Scene:
         CaptionError: if the sentence is outside the grammar; names the first unknown word and its nearest match.
     """
     text = " ".join(re.sub(r"[\[\]]", "", sentence).lower().split()).rstrip(".").replace(" ,", ",")
-    match = _pattern().fullmatch(text)
+    match = _pattern(tuple(values.items())).fullmatch(text)
     if match is None or (match["style_before"] and match["style_after"]):
-        words = vocabulary()
+        words = vocabulary(values)
         unknown = next((w for w in text.replace(",", " , ").split() if w not in words), None)
         if unknown is None:
             reason = "its words are known, but not in this order"
         else:
             near = difflib.get_close_matches(unknown, words, n=1)
             reason = f"unknown word {unknown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-        raise CaptionError(f"not a caption of the toy world: {sentence!r}: {reason}; {grammar_help()}")
+        raise CaptionError(f"not a caption of the toy world: {sentence!r}: {reason}; {grammar_help(values)}")
     meaning = _meaning_of_phrase()
     found = {
         name.split("_")[0]: meaning[name.split("_")[0], phrase] for name, phrase in match.groupdict().items() if phrase

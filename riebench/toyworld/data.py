@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, WIDE_ATTRIBUTES, Values
 from riebench.toyworld.render import SIZE, render
 from riebench.toyworld.scenes import Scene, random_scene
 from riebench.utils.terminal import ProgressBar
@@ -27,6 +27,8 @@ CHUNK = 250
 """Pictures that one worker renders at a time."""
 POOL_SIZE = 24_000
 POOL_SEED = 20_241_022
+WIDE_POOL_SIZE, WIDE_POOL_SEED = 12_000, 20_261_130
+"""Of the pictures of the second world."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Pool:
     Attributes:
         images: uint8 [N, 64, 64, 3].
         labels: uint8 [N, 8], attribute value indices in the order of `ATTRIBUTES`.
+        values: those of the world.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
+    values: Values = field(default_factory=lambda: ATTRIBUTES)
 
     def scene(self, index: int) -> Scene:
         """Return the scene of picture `index`."""
@@ -52,19 +56,30 @@ class Pool:
             Their indices, int64 [M], ascending.
         """
         names = list(ATTRIBUTES)
-        found = [self.labels[:, names.index(n)] == ATTRIBUTES[n].index(value) for n, value in values.items()]
+        found = [self.labels[:, names.index(n)] == self.values[n].index(value) for n, value in values.items()]
         return torch.from_numpy(np.flatnonzero(np.any(found, axis=0)))
 
 
 def scene_from_labels(labels: NDArray[np.uint8]) -> Scene:
     """Return the scene with given value indices; the inverse of `Scene.labels`."""
-    return Scene(**{name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), labels, strict=True)})
+    return Scene(**{name: values[int(i)] for (name, values), i in zip(WIDE_ATTRIBUTES.items(), labels, strict=True)})
 
 
-def _render_chunk(first: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def evenly(values: Values) -> Values:
+    """Repeat the values that the first world has not, so that they are drawn about as often as the others together.
+
+    The values of the first world stay as they are.
+    """
+    further = {name: some[len(ATTRIBUTES[name]) :] for name, some in values.items()}
+    return {
+        name: ATTRIBUTES[name] + some * (len(ATTRIBUTES[name]) // max(1, len(some))) for name, some in further.items()
+    }
+
+
+def _render_chunk(first: int, seed: int, values: Values) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     images, labels = [], []
     for index in range(first, first + CHUNK):
-        scene = random_scene(random.Random(seed * 1_000_003 + index), held_out=False)
+        scene = random_scene(random.Random(seed * 1_000_003 + index), held_out=False, values=values)
         images.append(render(scene, seed * 1_000_003 + index).image)
         labels.append(scene.labels())
     return np.stack(images), np.array(labels, dtype=np.uint8)
@@ -72,7 +87,7 @@ def _render_chunk(first: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.
 
 @lru_cache(maxsize=2)
 def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, workers: int = 2) -> Pool:
-    """Render `size` training scenes, or read them if they are stored already.
+    """Render `size` training scenes of the first world, or read them if they are stored already.
 
     Held-out scenes are never among them.
 
@@ -82,30 +97,42 @@ def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, wo
         seed: decides scenes and jitter.
         workers: processes that render.
     """
-    path = folder / f"pool_{size}_{seed}.npz"
+    return _pool(folder / f"pool_{size}_{seed}.npz", size, seed, workers, ATTRIBUTES)
+
+
+@lru_cache(maxsize=2)
+def wide_pool(folder: Path, size: int = WIDE_POOL_SIZE, seed: int = WIDE_POOL_SEED, workers: int = 2) -> Pool:
+    """Render `size` training scenes of the second world, or read them; arguments as those of `training_pool`.
+
+    About half of the values are ones that the first world has not.
+    """
+    return _pool(folder / f"wide_{size}_{seed}.npz", size, seed, workers, WIDE_ATTRIBUTES)
+
+
+def _pool(path: Path, size: int, seed: int, workers: int, values: Values) -> Pool:
     if not path.exists():
         images = np.empty((size, SIZE, SIZE, 3), dtype=np.uint8)
         labels = np.empty((size, len(ATTRIBUTES)), dtype=np.uint8)
         with ProcessPoolExecutor(workers) as executor:
             firsts = list(range(0, size, CHUNK))
-            chunks = executor.map(_render_chunk, firsts, [seed] * len(firsts))
+            chunks = executor.map(_render_chunk, firsts, [seed] * len(firsts), [evenly(values)] * len(firsts))
             for first, (some, their_labels) in zip(
                 firsts, ProgressBar(chunks, title="render", total=len(firsts)), strict=True
             ):
                 images[first : first + CHUNK] = some
                 labels[first : first + CHUNK] = their_labels
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, images=images, labels=labels)
         partial.rename(path)
     stored = np.load(path)
-    return Pool(stored["images"], stored["labels"])
+    return Pool(stored["images"], stored["labels"], values)
 
 
-def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """Draw `count` scenes that no model of the toy world was trained on."""
+def held_out_scenes(count: int, seed: int, values: Values = ATTRIBUTES) -> list[Scene]:
+    """Draw `count` scenes of a world that no model was trained on."""
     rng = random.Random(seed)
-    return [random_scene(rng, held_out=True) for _ in range(count)]
+    return [random_scene(rng, held_out=True, values=values) for _ in range(count)]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,9 +25,10 @@ from riebench.models.assets import asset_folder
 from riebench.models.clip import SCORERS, load_open_clip
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
+from riebench.models.presets import judge_for
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, Judge
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, JUDGES, UNREADABLE_LABEL, Judge
 from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
@@ -246,11 +247,12 @@ def generate(model: LoadedModel, captions: Sequence[str], sizes: Sizes, label: s
 def accuracy_figures(key: str, model: LoadedModel, sizes: Sizes) -> Figures:
     """Measure the share of attributes that generated pictures show as captioned.
 
-    The judge reads them, and has to name a value for everything.
+    The judge of the model's world reads them, and has to name a value for everything.
     """
-    scenes = held_out_scenes(sizes.captions, seed=904)
+    judge = judge_for(model.spec)
+    scenes = held_out_scenes(sizes.captions, seed=904, values=JUDGES[judge])
     images = generate(model, [caption(s) for s in scenes], sizes, f"{key} accuracy")
-    accuracy = share_right(Judge.load().likeliest(images), scenes)
+    accuracy = share_right(Judge.load(judge).likeliest(images), scenes)
     return {f"{key}_accuracy": round(float(np.mean(list(accuracy.values()))), 4), f"{key}_by_attribute": accuracy}
 
 

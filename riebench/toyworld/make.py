@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from riebench.errors import RiebenchError
 from riebench.models.assets import ASSETS, asset_folder, write_manifest
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, WIDE_ATTRIBUTES, Values
 from riebench.toyworld import saes
-from riebench.toyworld.data import Pool, training_pool
+from riebench.toyworld.data import Pool, training_pool, wide_pool
 from riebench.toyworld.networks import clip, diffusion, second_clip, vae
 from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
 from riebench.toyworld.networks.dit.transformer import BLOCKS
 from riebench.toyworld.networks.judging import training as judge
-from riebench.toyworld.networks.judging.damage import damaged_pool
+from riebench.toyworld.networks.judging.damage import damaged_pool, decoded_pool, held_out_pool
 from riebench.toyworld.networks.judging.edited import Origin, edited_pool, unedited_pools
 from riebench.toyworld.networks.judging.labelled import read_labelled
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
@@ -41,6 +42,8 @@ from riebench.toyworld.networks.text import build_encoders, build_tokenizers
 
 FINISHED = "finished"
 """Folder of a stage's result, in the stage's work folder."""
+
+LABELLED_HINT = "name their folder with --labelled benchmarks/labelled/training"
 
 _SCHEDULE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -59,16 +62,19 @@ def scheduler(name: str) -> Any:
     return EulerDiscreteScheduler(timestep_spacing="leading", **_SCHEDULE)
 
 
-def assemble(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
+def assemble(
+    name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, values: Values = ATTRIBUTES
+) -> StableDiffusionXLPipeline:
     """Assemble a pipeline from its trained parts.
 
     Args:
         name: "toy-base", "toy-turbo" or "toy-mixed".
         unet: the model's.
         vae: the autoencoder.
+        values: those of the model's world.
     """
-    tokenizers = build_tokenizers()
-    encoders = build_encoders(tokenizers)
+    tokenizers = build_tokenizers(values)
+    encoders = build_encoders(tokenizers, values)
     return StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=encoders[0],
@@ -82,12 +88,14 @@ def assemble(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL) -> Stabl
     )
 
 
-def export(name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Path) -> None:
+def export(
+    name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, folder: Path, values: Values = ATTRIBUTES
+) -> None:
     """Write a pipeline in half precision, as the package ships it.
 
     It is loaded in float32.
     """
-    save_in_half(assemble(name, unet, vae), folder)
+    save_in_half(assemble(name, unet, vae, values), folder)
 
 
 def make(
@@ -115,7 +123,9 @@ def make(
     target = assets or ASSETS
     stages: dict[str, Callable[[_StageContext], None]] = {
         "vae": _vae, "base": _base, "turbo": _turbo, "clip": _clip, "clip-2": _second_clip,
-        "judge": _judge, "saes": _saes, "mixed": _mixed, "dit": _dit, "dit-saes": _dit_saes,
+        "judge": _judge, "saes": _saes, "mixed-base": _mixed_base, "mixed-teacher": _mixed_teacher,
+        "mixed-start": _mixed_start, "mixed": _mixed, "mixed-clip": _mixed_clip, "mixed-clip-2": _mixed_second_clip,
+        "mixed-judge": _mixed_judge, "dit": _dit, "dit-saes": _dit_saes,
     }  # fmt: skip
     try:
         stages[stage](_StageContext(work, torch.device(device), compiled, target, edited, leave_out, labelled))
@@ -149,6 +159,16 @@ class _StageContext:
         """The training pictures."""
         return training_pool(self.work)
 
+    @property
+    def wide_pool(self) -> Pool:
+        """The training pictures of the second world."""
+        return wide_pool(self.work)
+
+    def shipped(self, name: str) -> Path:
+        """Return the folder of a finished model: the exported one, or else the one that ships with the package."""
+        exported = self.assets / name
+        return exported if exported.is_dir() else asset_folder(name)
+
     def result_folder(self, stage: str) -> Path:
         """Return the folder of a stage's result."""
         return self.work / stage / FINISHED
@@ -157,10 +177,20 @@ class _StageContext:
         """Load a stage's trained autoencoder."""
         return AutoencoderKL.from_pretrained(self._require_result(stage)).requires_grad_(False).eval()
 
-    def unet(self, stage: str) -> UNet2DConditionModel:
-        """Load a stage's trained U-Net."""
+    def shipped_unet(self, name: str) -> UNet2DConditionModel:
+        """Load the U-Net of a finished model, in float32."""
+        return UNet2DConditionModel.from_pretrained(self.shipped(name) / "unet", torch_dtype=torch.float32)
+
+    def shipped_vae(self) -> AutoencoderKL:
+        """Load the autoencoder of toy-turbo, in float32, for use alone."""
+        vae = AutoencoderKL.from_pretrained(self.shipped("toy-turbo") / "vae", torch_dtype=torch.float32)
+        return vae.requires_grad_(False).eval()
+
+    def unet(self, stage: str, *, planted: bool = True) -> UNet2DConditionModel:
+        """Load a stage's trained U-Net, and keep its planted roles in what follows, if it has any."""
         unet = UNet2DConditionModel.from_pretrained(self._require_result(stage))
-        diffusion.plant_roles(unet)
+        if planted:
+            diffusion.plant_roles(unet)
         return unet.to(device=self.device, memory_format=torch.channels_last)
 
     def maybe_compile(self, unet: nn.Module) -> nn.Module:
@@ -185,11 +215,9 @@ def _vae(context: _StageContext) -> None:
     vae.train(context.pool, context.work, context.device).cpu().save_pretrained(context.result_folder("vae"))
 
 
-def _latents(context: _StageContext, stage: str, autoencoder: AutoencoderKL) -> Tensor:
-    path = context.work / stage / "latents.pt"
+def _latents(path: Path, pool: Pool, autoencoder: AutoencoderKL, context: _StageContext) -> Tensor:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        pool = context.pool
         model = autoencoder.to(device=context.device, memory_format=torch.channels_last)
         parts = []
         for first in range(0, len(pool.images), 500):
@@ -200,28 +228,61 @@ def _latents(context: _StageContext, stage: str, autoencoder: AutoencoderKL) -> 
     return latents
 
 
-def _base(context: _StageContext) -> None:
-    unet = diffusion.build_unet().to(device=context.device, memory_format=torch.channels_last)
-    latents = _latents(context, "vae", context.vae())
-    loss = diffusion.base_loss(context.maybe_compile(unet), context.pool, latents, context.device)
-    config = diffusion.BASE_CONFIG
-    fit(Stage("base", config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), context.work)
+def _train_base(
+    context: _StageContext, stage: str, unet: UNet2DConditionModel, pool: Pool, latents: Tensor,
+    config: dict[str, float],
+) -> UNet2DConditionModel:  # fmt: skip
+    unet = unet.to(device=context.device, memory_format=torch.channels_last)
+    loss = diffusion.base_loss(context.maybe_compile(unet), pool, latents, context.device, config)
+    fit(Stage(stage, config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), context.work)
     diffusion.plant_roles(unet)  # exact zeros in what ships, whatever an old checkpoint held
-    unet.save_pretrained(context.result_folder("base"))
-    export("toy-base", unet.cpu(), context.vae(), context.clear_asset("toy-base"))
+    unet.save_pretrained(context.result_folder(stage))
+    return unet.cpu()
+
+
+def _distil(
+    context: _StageContext, stage: str, base: str, pool: Pool, latents: Tensor, config: dict[str, float]
+) -> UNet2DConditionModel:
+    teacher, student = context.unet(base).requires_grad_(False).eval(), context.unet(base)
+    loss = diffusion.turbo_loss(context.maybe_compile(student), teacher, pool, latents, context.device, config)
+    fit(
+        Stage(stage, config, student, loss, int(config["steps"]), config["learning_rate"], warmup=20, ema_decay=0.99),
+        context.work,
+    )
+    student.save_pretrained(context.result_folder(stage))
+    return student.cpu()
+
+
+def _base(context: _StageContext) -> None:
+    latents = _latents(context.work / "vae" / "latents.pt", context.pool, context.vae(), context)
+    unet = _train_base(context, "base", diffusion.build_unet(), context.pool, latents, diffusion.BASE_CONFIG)
+    export("toy-base", unet, context.vae(), context.clear_asset("toy-base"))
 
 
 def _turbo(context: _StageContext) -> None:
-    teacher, student = context.unet("base").requires_grad_(False).eval(), context.unet("base")
-    latents = _latents(context, "vae", context.vae())
-    loss = diffusion.turbo_loss(context.maybe_compile(student), teacher, context.pool, latents, context.device)
-    config = diffusion.TURBO_CONFIG
-    stage = Stage(
-        "turbo", config, student, loss, int(config["steps"]), config["learning_rate"], warmup=20, ema_decay=0.99
-    )
-    fit(stage, context.work)
-    student.save_pretrained(context.result_folder("turbo"))
-    export("toy-turbo", student.cpu(), context.vae(), context.clear_asset("toy-turbo"))
+    latents = _latents(context.work / "vae" / "latents.pt", context.pool, context.vae(), context)
+    unet = _distil(context, "turbo", "base", context.pool, latents, diffusion.TURBO_CONFIG)
+    export("toy-turbo", unet, context.vae(), context.clear_asset("toy-turbo"))
+
+
+def _wide_latents(context: _StageContext) -> Tensor:
+    return _latents(
+        context.work / "mixed-base" / "latents.pt", context.wide_pool, context.shipped_vae(), context
+    )  # fmt: skip
+
+
+def _mixed_base(context: _StageContext) -> None:
+    unet = context.shipped_unet("toy-base")
+    diffusion.plant_roles(unet)
+    _train_base(
+        context, "mixed-base", unet, context.wide_pool, _wide_latents(context), diffusion.WIDE_BASE_CONFIG
+    )  # fmt: skip
+
+
+def _mixed_teacher(context: _StageContext) -> None:
+    _distil(
+        context, "mixed-teacher", "mixed-base", context.wide_pool, _wide_latents(context), diffusion.WIDE_TURBO_CONFIG
+    )  # fmt: skip
 
 
 def _clip(context: _StageContext) -> None:
@@ -235,6 +296,25 @@ def _second_clip(context: _StageContext) -> None:
     clip.save(trained, second_clip.model_config(), context.clear_asset("toy-clip-2"))
 
 
+def _mixed_clip(context: _StageContext) -> None:
+    trained = clip.train(
+        context.wide_pool, context.work, context.device, name="mixed-clip", config=clip.WIDE_CONFIG,
+        start=context.shipped("toy-clip"),
+    ).cpu()  # fmt: skip
+    name = "toy-mixed-clip"
+    clip.save(trained, clip.model_config(WIDE_ATTRIBUTES), context.clear_asset(name), WIDE_ATTRIBUTES)
+
+
+def _mixed_second_clip(context: _StageContext) -> None:
+    pool = wide_pool(context.work, second_clip.WIDE_POOL_SIZE, second_clip.POOL_SEED)
+    trained = second_clip.train(
+        pool, context.work, context.device, name="mixed-clip-2", config=second_clip.WIDE_CONFIG,
+        start=context.shipped("toy-clip-2"),
+    ).cpu()  # fmt: skip
+    name = "toy-mixed-clip-2"
+    clip.save(trained, second_clip.model_config(WIDE_ATTRIBUTES), context.clear_asset(name), WIDE_ATTRIBUTES)
+
+
 def _judge(context: _StageContext) -> None:
     vae_folder = context.assets / "toy-base" / "vae"
     if not vae_folder.is_dir():
@@ -242,8 +322,7 @@ def _judge(context: _StageContext) -> None:
     if context.edited is None or context.labelled is None:
         raise RiebenchError(
             "the judge learns from edited pictures: make some with `riebench run --settings-set sweep --results RUNS`, "
-            "then name that folder with --edited RUNS, and those labelled by eye with --labelled "
-            "benchmarks/labelled/training"
+            f"then name that folder with --edited RUNS, and those labelled by eye: {LABELLED_HINT}"
         )
     by_eye, calibration = read_labelled(context.labelled).pools()
     edited = edited_pool(context.edited, context.leave_out)
@@ -259,25 +338,45 @@ def _saes(context: _StageContext) -> None:
     saes.train(context.assets / "toy-turbo", context.work / "saes", context.clear_asset("saes"), context.device)
 
 
+def _mixed_start(context: _StageContext) -> None:
+    unet = context.shipped_unet("toy-turbo")
+    fold(mixed_training.train(unet, context.work, context.device)).save_pretrained(context.result_folder("mixed-start"))
+
+
 def _mixed(context: _StageContext) -> None:
-    turbo = context.assets / "toy-turbo"
-    if not turbo.is_dir():
-        turbo = asset_folder("toy-turbo")
-    unet = UNet2DConditionModel.from_pretrained(turbo / "unet", torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(turbo / "vae", torch_dtype=torch.float32)
-    trained = fold(mixed_training.train(unet, context.work, context.device))
+    teacher, learned = (context.unet(stage, planted=False).cpu() for stage in ("mixed-teacher", "mixed-start"))
+    start = mixed_training.carry_over(teacher, learned, context.shipped_unet("toy-turbo"))
+    trained = mixed_training.train(
+        teacher, context.work, context.device, name="mixed", config=mixed_training.WIDE_CONFIG, values=WIDE_ATTRIBUTES,
+        start=start,
+    )  # fmt: skip
     folder = context.clear_asset("toy-mixed")
-    export("toy-mixed", trained, vae, folder)
+    export("toy-mixed", fold(trained), context.shipped_vae(), folder, WIDE_ATTRIBUTES)
     saes.train(
         folder, context.work / "saes-mixed", context.clear_asset("saes-mixed"), context.device, extra=(),
-        captions=mixed_training.SAE_CAPTIONS, steps=mixed_training.SAE_STEPS,
+        captions=mixed_training.SAE_CAPTIONS, steps=mixed_training.SAE_STEPS, values=WIDE_ATTRIBUTES,
     )  # fmt: skip
 
 
+def _mixed_judge(context: _StageContext) -> None:
+    if context.labelled is None:
+        raise RiebenchError(f"the judge learns from pictures labelled by eye too: {LABELLED_HINT}")
+    by_eye, calibration = read_labelled(context.labelled).pools()
+    autoencoder, config = context.shipped_vae(), judge.WIDE_CONFIG
+    whole = judge.first_half(context.wide_pool)
+    damaged = damaged_pool(
+        context.work, context.shipped("toy-turbo") / "vae", config["damaged"], config["seed"], held_out=False, wide=True
+    )  # fmt: skip
+    decoded = decoded_pool(whole, autoencoder)
+    sources = {"damaged_share": damaged, "by_eye_share": by_eye, "decoded_share": decoded, "": whole}
+    network = judge.train_wide(sources, context.shipped("judge"), context.work, context.device).cpu()
+    judge.calibrate(network, calibration, decoded_pool(held_out_pool(WIDE_ATTRIBUTES), autoencoder))
+    judge.save(network, context.clear_asset("judge-mixed"))
+
+
 def _dit(context: _StageContext) -> None:
-    turbo = context.assets / "toy-turbo"
-    frozen = autoencoder.load(turbo if turbo.is_dir() else asset_folder("toy-turbo"))
-    latents = _latents(context, "dit", frozen)
+    frozen = autoencoder.load(context.shipped("toy-turbo"))
+    latents = _latents(context.work / "dit" / "latents.pt", context.pool, frozen, context)
     network = dit_training.train(context.pool, latents, context.work, context.device, compiled=context.compiled)
     save_in_half(pipeline.assemble(network, frozen.cpu()), context.clear_asset("toy-dit"))
 

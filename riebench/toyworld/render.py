@@ -7,11 +7,13 @@ moved). So a small model can learn the world in an hour on two cores, and two se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from riebench.toyworld.scenes import Scene
 
@@ -30,8 +32,11 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "green": (46, 170, 70),
     "blue": (44, 92, 220),
     "purple": (146, 62, 186),
+    "lime": (168, 226, 44),
+    "teal": (20, 186, 160),
+    "pink": (240, 92, 172),
 }
-ANGLES = {"upright": 0.0, "tilted": 38.0, "upside-down": 180.0}
+ANGLES = {"upright": 0.0, "tilted": 38.0, "upside-down": 180.0, "sideways": 90.0}
 HALF_SIZE = 18.5  # pixels from the centre of an object to its edge
 CENTER = (32.0, 33.0)
 
@@ -74,14 +79,35 @@ SHAPES: dict[str, list[Points]] = {
         _ellipse(-0.55, 0.5, 0.32, 0.32),
         _ellipse(0.55, 0.5, 0.32, 0.32),
     ],
+    "fish": [
+        _ellipse(-0.2, 0.12, 0.8, 0.55),
+        [(0.4, 0.12), (1.0, -0.45), (1.0, 0.7)],
+        [(-0.55, -0.3), (-0.1, -0.95), (0.3, -0.3)],
+    ],
+    "duck": [
+        _ellipse(0.1, 0.45, 0.78, 0.5),
+        _ellipse(-0.42, -0.42, 0.42, 0.42),
+        [(-0.72, -0.62), (-1.0, -0.3), (-0.7, -0.2)],
+        [(-0.72, -0.3), (-0.02, -0.3), (0.1, 0.4), (-0.6, 0.4)],
+        [(0.6, 0.3), (1.0, -0.2), (0.88, 0.6)],
+    ],
+    "butterfly": [
+        [(0.0, -0.1), (-0.45, -0.98), (-1.0, -0.9), (-0.95, -0.15), (-0.4, 0.25)],
+        [(0.0, -0.1), (0.45, -0.98), (1.0, -0.9), (0.95, -0.15), (0.4, 0.25)],
+        _ellipse(-0.36, 0.5, 0.28, 0.45),
+        _ellipse(0.36, 0.5, 0.28, 0.45),
+        _ellipse(0, 0, 0.2, 0.8),
+    ],
 }
 ACCESSORY_AT = {
     "house": (0.0, -0.92), "mushroom": (0.0, -0.92), "boat": (-0.37, -0.92),
     "rocket": (0.0, -0.88), "cat": (0.0, -0.8), "car": (-0.03, -0.58),
+    "fish": (-0.1, -0.86), "duck": (-0.42, -0.8), "butterfly": (0.0, -0.74),
 }  # fmt: skip
 EMBLEM_AT = {
     "house": (0.0, 0.35), "mushroom": (0.0, -0.45), "boat": (0.02, 0.0),
     "rocket": (0.0, 0.0), "cat": (0.0, 0.45), "car": (0.0, 0.08),
+    "fish": (-0.2, 0.14), "duck": (0.15, 0.45), "butterfly": (0.0, 0.0),
 }  # fmt: skip
 # Accessories and emblems in pixels around their anchor (y up is negative).
 PINK, CHARCOAL, NAVY = (255, 105, 190), (64, 66, 78), (20, 30, 110)
@@ -97,11 +123,21 @@ ACCESSORIES: dict[str, list[tuple[tuple[int, int, int], Points]]] = {
         (PINK, [(0, -4), (10.5, -11), (10.5, 2)]),
         ((200, 30, 130), _ellipse(0, -4.2, 2.8, 2.8)),
     ],
+    "flag": [
+        (NAVY, _box(-1.3, -14, 1.3, 1)),
+        ((0, 120, 240), [(1.3, -14), (12, -10), (1.3, -5.5)]),
+    ],
+    "flower": [
+        *(((255, 255, 255), _ellipse(4.6 * x, -6 + 4.6 * y, 3.5, 3.5)) for x, y in ((0, -1), (1, 0), (0, 1), (-1, 0))),
+        ((244, 150, 20), _ellipse(0, -6, 2.9, 2.9)),
+    ],
 }
 _HALF_HEART = [(1.0, -3.7), (3.0, -4.2), (4.9, -2.8), (5.0, -0.5)]
 EMBLEMS: dict[str, list[tuple[tuple[int, int, int], Points]]] = {
     "heart": [((225, 20, 60), [(0, 5), *((-x, y) for x, y in reversed(_HALF_HEART)), (0, -2), *_HALF_HEART])],
     "cross": [(NAVY, _box(-1.6, -5, 1.6, 5)), (NAVY, _box(-5, -1.6, 5, 1.6))],
+    "leaf": [((20, 140, 60), [(-4.6, 4.6), (-4.2, -0.8), (-1.2, -4), (4.6, -4.6), (4, 1.2), (0.8, 4.2)])],
+    "bolt": [((235, 140, 0), [(1.8, -5.6), (-4.2, 0.9), (-0.7, 0.9), (-1.8, 5.6), (4.2, -1.3), (0.7, -1.3)])],
 }
 BADGE = ((252, 252, 250), _ellipse(0, 0, 7.2, 7.2))
 INK = (24, 22, 30)
@@ -213,7 +249,45 @@ def _background(kind: str, rng: np.random.Generator) -> Image.Image:
             for column in range(-1, 5):
                 x = column * 16 + (8 if row % 2 else 0)
                 box(x + 0.8, row * 8 + 0.8, x + 15.2, row * 8 + 7.2, (160, 82, 66))
+    elif kind in _FURTHER_BACKGROUNDS:
+        _FURTHER_BACKGROUNDS[kind](box, disc, jitter)
     return image
+
+
+_Fill = tuple[int, int, int]
+_Shape = Callable[[float, float, float, float, _Fill], None]
+
+
+def _snow(box: _Shape, disc: _Shape, jitter: NDArray[np.float64]) -> None:
+    box(0, 0, 64, 64, (150, 164, 186))
+    disc(10 + jitter[0], 66, 34, 20, (240, 244, 252))
+    disc(56 + jitter[1], 68, 34, 18, (222, 230, 244))
+    for i, (x, y) in enumerate(((6, 6), (18, 14), (32, 5), (46, 12), (59, 5), (6, 28), (58, 26), (5, 42), (60, 44))):
+        disc(x + jitter[i + 2], y + jitter[i + 12], 1.7, 1.7, (255, 255, 255))
+
+
+def _water(box: _Shape, disc: _Shape, jitter: NDArray[np.float64]) -> None:
+    box(0, 0, 64, 64, (10, 84, 120))
+    for i, x in enumerate((3, 9, 55, 61)):
+        for step in range(6):
+            disc(x + jitter[i] + (1.6 if step % 2 else -1.6), 62 - 5 * step, 2, 3.4, (20, 140, 84))
+    for i, (x, y, r) in enumerate(((8, 14, 3), (15, 5, 2), (54, 20, 3), (48, 7, 2.2), (58, 8, 2.6), (6, 26, 1.8))):
+        disc(x + jitter[i + 4], y + jitter[i + 12], r, r, (150, 214, 236))
+
+
+def _city(box: _Shape, disc: _Shape, jitter: NDArray[np.float64]) -> None:
+    box(0, 0, 64, 64, (250, 196, 120))
+    for i, (x, top, width) in enumerate(((0, 20, 12), (13, 8, 11), (25, 26, 13), (39, 4, 11), (51, 16, 13))):
+        left = x + jitter[i] / 2
+        box(left, top, left + width, 64, (84, 78, 112))
+        for y in range(top + 3, 62, 6):
+            for column in (2.5, 6.5):
+                box(left + column, y, left + column + 2, y + 3, (248, 226, 130))
+
+
+_FURTHER_BACKGROUNDS: dict[str, Callable[[_Shape, _Shape, NDArray[np.float64]], None]] = {
+    "snow": _snow, "water": _water, "city": _city,
+}  # fmt: skip
 
 
 def _fill(scene: Scene, frame: _Frame) -> Floats:
@@ -229,6 +303,10 @@ def _fill(scene: Scene, frame: _Frame) -> Floats:
     elif scene.material == "dotted":
         du, dv = (u + 4.5) % 9 - 4.5, (v + 4.5) % 9 - 4.5
         fill[du * du + dv * dv < 2.7**2] = light
+    elif scene.material == "zigzag":
+        fill[np.floor((v + np.abs((u + 6) % 12 - 6)) / 4.5).astype(int) % 2 == 0] = light
+    elif scene.material == "ringed":
+        fill[np.floor(np.sqrt(u * u + v * v) / 4 + 0.5).astype(int) % 2 == 0] = light
     else:
         fill[(np.floor(u / 5.5) + np.floor(v / 5.5)).astype(int) % 2 == 0] = base * 0.42
     return fill
@@ -269,12 +347,32 @@ def _as_float(mask: Image.Image) -> Floats:
     return (np.asarray(mask, dtype=np.float32) / np.float32(255))[..., None]
 
 
-def _compose(background: Image.Image, layers: list[tuple[Image.Image, Floats, bool]], outlined: bool) -> Floats:
+def _wider(mask: Image.Image) -> Image.Image:
+    """Return a mask that reaches a pixel further."""
+    return mask.filter(ImageFilter.MaxFilter(2 * OVERSAMPLE + 1))
+
+
+OUTLINED = ("drawing", "pixel", "screen")
+"""Styles with a line around each layer."""
+STICKER_EDGE = 3
+"""Width in pixels of the white around a sticker, which runs around all layers together; a grey line is around that."""
+
+
+def _compose(background: Image.Image, layers: list[tuple[Image.Image, Floats, bool]], style: str) -> Floats:
     canvas = np.asarray(background, dtype=np.float32).copy()
+
+    def cover(mask: Image.Image, color: tuple[int, int, int]) -> None:
+        canvas[:] += _as_float(mask) * (np.array(color, dtype=np.float32) - canvas)
+
+    if style == "sticker" and layers:
+        white = reduce(ImageChops.lighter, (mask for mask, _, edge in layers if edge))
+        for _ in range(STICKER_EDGE):
+            white = _wider(white)
+        cover(_wider(white), (120, 122, 132))
+        cover(white, (255, 255, 255))
     for mask, fill, edge in layers:
-        if outlined and edge:
-            alpha = _as_float(mask.filter(ImageFilter.MaxFilter(2 * OVERSAMPLE + 1)))
-            canvas += alpha * (np.array(INK, dtype=np.float32) - canvas)
+        if edge and style in OUTLINED:
+            cover(_wider(mask), INK)
         canvas += _as_float(mask) * (fill - canvas)
     return canvas
 
@@ -314,6 +412,9 @@ def _stylize(canvas: Floats, layers: list[tuple[Image.Image, Floats, bool]], sty
     if style == "pixel":
         cells = small.reshape(16, 4, 16, 4, 3)[:, 0:2, :, 0:2].mean(axis=(1, 3))
         small = np.repeat(np.repeat(np.round(cells / 17) * 17, 4, axis=0), 4, axis=1)
+    elif style == "screen":
+        small = small.copy()
+        small.reshape(8, 8, SIZE, 3)[:, 5:] *= 0.5
     return small.astype(np.float32)
 
 
@@ -328,7 +429,7 @@ def _frame(scene: Scene, seed: int) -> tuple[_Frame, np.random.Generator]:
 def _picture(
     scene: Scene, rng: np.random.Generator, layers: list[tuple[Image.Image, Floats, bool]]
 ) -> NDArray[np.uint8]:
-    canvas = _compose(_background(scene.background, rng), layers, outlined=scene.style in ("drawing", "pixel"))
+    canvas = _compose(_background(scene.background, rng), layers, scene.style)
     return np.clip(np.round(_stylize(canvas, layers, scene.style)), 0, 255).astype(np.uint8)
 
 

@@ -18,6 +18,7 @@ from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import load_model
 from riebench.saes.figures import feature_statistics
 from riebench.saes.formats import folder_name
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.loop import check_folder, write_atomically
 from riebench.toyworld.scenes import random_scene
@@ -57,6 +58,7 @@ def configuration(block: str, k: int, blocks: Sequence[str] = BLOCKS, steps: int
 def train(
     model: Path, stage: Path, folder: Path, device: torch.device, *, extra: Sequence[tuple[str, int]] = EXTRA,
     blocks: Sequence[str] = BLOCKS, captions: int = CAPTIONS, steps: int = STEPS, denoising_steps: int = 1,
+    values: Values = ATTRIBUTES,
 ) -> None:  # fmt: skip
     """Collect the updates and train every SAE that is not finished yet.
 
@@ -71,12 +73,15 @@ def train(
         steps: training steps of each SAE.
         denoising_steps: steps of the pictures; the number of captions is divided by it, so that there are as many
             updates.
+        values: those of the model's world.
     """
     settings = {"features": FEATURES, "k": K, "extra": [list(e) for e in extra], "captions": captions, "seed": SEED}
     if (tuple(blocks), denoising_steps) != (BLOCKS, 1):
         settings |= {"blocks": list(blocks), "denoising_steps": denoising_steps}
+    if values != ATTRIBUTES:
+        settings |= {"values": sum(map(len, values.values()))}
     check_folder(stage, settings | ({} if steps == STEPS else {"steps": steps}))
-    updates = _updates(model, stage, blocks, captions // denoising_steps, denoising_steps)
+    updates = _updates(model, stage, blocks, captions // denoising_steps, denoising_steps, values)
     for block, k in (*((block, K) for block in blocks), *extra):
         config = configuration(block, k, blocks, steps)
         name = folder_name(block, k, FEATURES, auxk=config.auxk, batch=config.batch_size, rate=RATE)
@@ -90,7 +95,9 @@ def train(
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _updates(folder: Path, stage: Path, blocks: Sequence[str], count: int, denoising_steps: int) -> dict[str, Tensor]:
+def _updates(
+    folder: Path, stage: Path, blocks: Sequence[str], count: int, denoising_steps: int, values: Values
+) -> dict[str, Tensor]:
     """Collect the updates of pictures of training scenes.
 
     Returns:
@@ -102,7 +109,7 @@ def _updates(folder: Path, stage: Path, blocks: Sequence[str], count: int, denoi
         generator, rng = Generator(model, cached_prompts=BATCH), random.Random(SEED)
         parts: dict[str, list[Tensor]] = {block: [] for block in blocks}
         for first in ProgressBar(range(0, count, BATCH), title="collect updates"):
-            captions = [caption(random_scene(rng, held_out=False), rng) for _ in range(BATCH)]
+            captions = [caption(random_scene(rng, held_out=False, values=values), rng) for _ in range(BATCH)]
             seeds = [SEED * 1_000_003 + first + i for i in range(BATCH)]
             trace = generator.generate(captions, seeds, capture=Capture(tuple(blocks))).trace
             for block in blocks:

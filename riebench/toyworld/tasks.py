@@ -1,4 +1,4 @@
-"""The toy suite's task files: nine categories, balanced over attribute values.
+"""The toy suites' task files: nine categories, balanced over attribute values.
 
 Balanced means over the values that an edit goes from and to.
 
@@ -13,7 +13,7 @@ import random
 import re
 from pathlib import Path
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, WIDE_ATTRIBUTES, Values
 from riebench.toyworld.captions import MEANING_WORDS, PHRASES, caption
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE, Scene, random_edit
 from riebench.utils.files import write_atomic
@@ -21,11 +21,15 @@ from riebench.utils.files import write_atomic
 EXAMPLES = 12
 """Examples a category; every ordered pair of values occurs equally often where 12 allows it."""
 
+SUITES: dict[str, Values] = {"toy": ATTRIBUTES, "toy-mixed": WIDE_ATTRIBUTES}
+"""Suite -> attributes of its world."""
+
 SEED = 20_240_601
 TASK_VERSION = 1
 
 HEADER = """\
-# Made by `python -m riebench.toyworld tasks` from scenes kept out of all training; edit riebench/toyworld/tasks.py
+# Made by `python -m riebench.toyworld tasks{option}` from scenes kept out of all training; \
+edit riebench/toyworld/tasks.py
 # and make it anew instead of editing this file.
 category: {category}
 version: {version}
@@ -33,33 +37,34 @@ examples:
 """
 
 
-def value_pairs(category: str) -> list[tuple[str, str]]:
+def value_pairs(category: str, suite: str = "toy") -> list[tuple[str, str]]:
     """List the source and target value of each example's edited attribute.
 
     Returns:
         `EXAMPLES` pairs, in a mixed order that is the same at every call.
     """
-    values = ATTRIBUTES[CATEGORY_ATTRIBUTE[category]]
+    values = SUITES[suite][CATEGORY_ATTRIBUTE[category]]
     if category in ("add_object", "delete_object"):
         pairs = [("none", value) for value in values if value != "none"]
         pairs = pairs if category == "add_object" else [(after, before) for before, after in pairs]
-    elif len(values) == 6:  # 30 ordered pairs are too many: each value twice as source and twice as target
-        pairs = [(values[i], values[(i + shift) % 6]) for shift in (1, 4) for i in range(6)]
+    elif len(values) > 4:  # too many ordered pairs: each value equally often as source and as target, or nearly so
+        pairs = [(value, values[(i + shift) % len(values)]) for shift in (1, 4, 2) for i, value in enumerate(values)]
     else:
         pairs = list(itertools.permutations(values, 2))
-    repeats, rest = divmod(EXAMPLES, len(pairs))
-    if rest:
-        raise ValueError(f"{category}: {EXAMPLES} examples cannot be shared out among {len(pairs)} pairs")
-    shuffled = pairs * repeats
+    shuffled = list(itertools.islice(itertools.cycle(pairs), EXAMPLES))
     # In mixed order, so that the first few examples alone (`--limit`) are varied too.
-    random.Random(f"{SEED}:{category}:order").shuffle(shuffled)
+    _random(suite, category, "order").shuffle(shuffled)
     return shuffled
 
 
-def _edit(category: str, pair: tuple[str, str], rng: random.Random) -> tuple[Scene, Scene]:
+def _random(suite: str, *names: str) -> random.Random:
+    return random.Random(":".join([str(SEED), *([] if suite == "toy" else [suite]), *names]))
+
+
+def _edit(category: str, pair: tuple[str, str], rng: random.Random, values: Values) -> tuple[Scene, Scene]:
     attribute = CATEGORY_ATTRIBUTE[category]
     while True:
-        source, target = random_edit(category, rng, held_out=True)
+        source, target = random_edit(category, rng, held_out=True, values=values)
         if (getattr(source, attribute), getattr(target, attribute)) == pair:
             return source, target
 
@@ -125,19 +130,20 @@ def _local_word(attribute: str, sentence: str) -> str:
     return word or noun_phrase(sentence)
 
 
-def task_text(category: str) -> str:
+def task_text(category: str, suite: str = "toy") -> str:
     """Return a task file's text; the same at every call."""
-    rng = random.Random(f"{SEED}:{category}")
-    parts = [HEADER.format(category=category, version=TASK_VERSION)]
+    rng, values = _random(suite, category), SUITES[suite]
+    option = "" if suite == "toy" else f" --suite {suite}"
+    parts = [HEADER.format(category=category, version=TASK_VERSION, option=option)]
     seen: set[tuple[Scene, Scene]] = set()
-    for number, pair in enumerate(value_pairs(category), start=1):
-        scenes = _edit(category, pair, rng)
+    for number, pair in enumerate(value_pairs(category, suite), start=1):
+        scenes = _edit(category, pair, rng, values)
         while scenes in seen:
-            scenes = _edit(category, pair, rng)
+            scenes = _edit(category, pair, rng, values)
         seen.add(scenes)
         source, target = matched_captions(*scenes, CATEGORY_ATTRIBUTE[category], rng)
         lines = [
-            f"  - id: toy-{category.replace('_', '-')}-{number:02d}",
+            f"  - id: {suite}-{category.replace('_', '-')}-{number:02d}",
             f"    source: {source}",
             f"    target: {target}",
         ]
@@ -152,11 +158,12 @@ def _flow(scene: Scene) -> str:
     return "{" + ", ".join(f"{name}: {value}" for name, value in scene.as_dict().items()) + "}"
 
 
-def write_tasks(folder: Path) -> list[Path]:
-    """Write all nine task files.
+def write_tasks(folder: Path, suite: str = "toy") -> list[Path]:
+    """Write all nine task files of a suite.
 
     Args:
-        folder: `tasks/toy`.
+        folder: `tasks/toy` or `tasks/toy-mixed`.
+        suite: a key of `SUITES`.
 
     Returns:
         The files.
@@ -164,6 +171,6 @@ def write_tasks(folder: Path) -> list[Path]:
     paths = []
     for category in CATEGORY_ATTRIBUTE:
         path = folder / f"{category}.yaml"
-        write_atomic(path, task_text(category).encode())
+        write_atomic(path, task_text(category, suite).encode())
         paths.append(path)
     return paths

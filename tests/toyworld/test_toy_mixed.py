@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections import Counter
@@ -25,7 +26,7 @@ from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld import saes
 from riebench.toyworld.captions import caption, parse
 from riebench.toyworld.card import fill_card
-from riebench.toyworld.make import make
+from riebench.toyworld.make import FINISHED, make
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, time_ids
 from riebench.toyworld.networks.mixed import agreement, document, measure, pictures, training
 from riebench.toyworld.networks.mixed import figures as mixed_figures
@@ -190,6 +191,18 @@ def test_the_loss_is_small_where_shares_are_right_and_moves_the_words_of_others(
         assert gradient.abs().max() > 0
 
 
+def test_another_teacher_gets_what_a_model_learned(teacher: UNet2DConditionModel) -> None:
+    mixed, other = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    with torch.no_grad():
+        for number, (one, another) in enumerate(zip(mixed.parameters(), other.parameters(), strict=True)):
+            one.add_(number % 3)
+            another.mul_(2)
+    carried = training.carry_over(other, mixed, teacher)
+    for number, (new, old) in enumerate(zip(carried.parameters(), teacher.parameters(), strict=True)):
+        assert torch.allclose(new, 2 * old + number % 3, atol=1e-5)
+    assert all(torch.equal(a, 2 * b) for a, b in zip(other.parameters(), teacher.parameters(), strict=True))
+
+
 def test_goals_are_computed_once(teacher: UNet2DConditionModel, tmp_path: Path) -> None:
     first = training.make_goals(teacher, tmp_path / "goals.pt", count=4, batch=2)
     written = (tmp_path / "goals.pt").stat().st_mtime_ns
@@ -199,19 +212,26 @@ def test_goals_are_computed_once(teacher: UNet2DConditionModel, tmp_path: Path) 
     assert (first.above[0] - first.above[1]).abs().amax((1, 2, 3)).min() > 0.5
 
 
-def test_the_stage_exports_a_pipeline_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_exports_a_pipeline_that_loads(
+    teacher: UNet2DConditionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("steps", 2), ("batch", 2), ("examples", 4)):
         monkeypatch.setitem(training.CONFIG, name, value)
+        monkeypatch.setitem(training.WIDE_CONFIG, name, value)
     monkeypatch.setattr(training, "make_goals", partial(training.make_goals, batch=4))
     collected: list[Path] = []
     monkeypatch.setattr(saes, "train", lambda model, *_args, **_options: collected.append(model))
+    with pytest.raises(RiebenchError, match=r"mixed-teacher/finished is missing: run .* train mixed-teacher` first"):
+        make("mixed", tmp_path / "work", assets=tmp_path / "assets")
+    teacher.save_pretrained(tmp_path / "work" / "mixed-teacher" / FINISHED)
+    make("mixed-start", tmp_path / "work", assets=tmp_path / "assets")
     make("mixed", tmp_path / "work", assets=tmp_path / "assets")
     assert collected == [tmp_path / "assets" / "toy-mixed"]
     model = load_model(str(collected[0]), steps=1)
-    (image,) = Generator(model).generate(["a red house"], [1]).images
+    (image,) = Generator(model).generate(["a teal fish"], [1]).images
     assert image.shape == (64, 64, 3) and image.std() > 5
-    again = training.CONFIG | {"steps": 3}
-    monkeypatch.setattr(training, "CONFIG", again)
+    again = training.WIDE_CONFIG | {"steps": 3}
+    monkeypatch.setattr(training, "WIDE_CONFIG", again)
     with pytest.raises(RiebenchError, match="steps: folder 2, asked 3"):
         make("mixed", tmp_path / "work", assets=tmp_path / "assets")
 

@@ -58,7 +58,7 @@ def test_each_attribute_lies_in_its_blocks_subspace() -> None:
     table = embedding_table(tokenizer)
     for role in BLOCK_ROLES:
         for attribute in role.attributes:
-            for word in MEANING_WORDS[attribute]:
+            for word in (word for word, value in MEANING_WORDS[attribute].items() if value in ATTRIBUTES[attribute]):
                 token = tokenizer(word, add_special_tokens=False).input_ids[0]
                 outside = table[token].clone()
                 outside[role.columns] = 0

@@ -25,7 +25,7 @@ from riebench.features.random_features.random_baseline import (
     MeasuredFeature,
 )
 from riebench.generation.memory import automatic_batch_size
-from riebench.models.presets import scorer_for
+from riebench.models.presets import judge_for, scorer_for
 from riebench.paper.artefact import (
     HIGH,
     LOW,
@@ -174,7 +174,7 @@ def make(job: PaperJob) -> Artefact:
     if prompts < STRONGEST + EDITED:
         raise RiebenchError(f"{NAME} needs {STRONGEST + EDITED} prompts or more, and there are {prompts}")
     judged, count = is_judged(model.spec), job.features or FEATURES
-    networks = Networks(scorer_for(model.spec), device=job.device, offline=job.offline)
+    networks = Networks(scorer_for(model.spec), device=job.device, offline=job.offline, judge=judge_for(model.spec))
     options = FeatureOptions(
         tuple(Picture(sample.prompt, sample.seed) for sample in samples), count, labels, judged, _toy_phrase,
         job.batch_size or automatic_batch_size(model),

@@ -13,6 +13,7 @@ import numpy as np
 from riebench.errors import MetricError, near_match
 from riebench.models.assets import asset_folder
 from riebench.models.clip import folder_digest
+from riebench.models.spec import DEFAULT_JUDGE
 from riebench.scoring.metrics.base import UNREADABLE, MetricFormat, Reason, Sample, UInt8, Value, metric, picture_key
 from riebench.scoring.metrics.networks import Network, NetworkOptions, Networks, network
 
@@ -34,11 +35,11 @@ class JudgeReader:
         self._cache: dict[bytes, dict[str, str]] = {}
 
     @classmethod
-    def load(cls) -> JudgeReader:
-        """Load the shipped judge, checked by its hash."""
+    def load(cls, name: str = DEFAULT_JUDGE) -> JudgeReader:
+        """Load a shipped judge, checked by its hash."""
         from riebench.scoring.metrics.judge_network import Judge
 
-        return cls(Judge.load().read, identity())
+        return cls(Judge.load(name).read, identity(name))
 
     def __call__(self, pictures: Sequence[UInt8]) -> list[dict[str, str]]:
         """Read the attributes of each picture.
@@ -63,24 +64,24 @@ class JudgeReader:
         return [self._cache[key] for key in keys]
 
 
-def identity() -> str:
-    """Return the shipped judge's identity, without loading it."""
-    return f"toy-judge@{folder_digest(asset_folder('judge'))}"
+def identity(name: str = DEFAULT_JUDGE) -> str:
+    """Return a shipped judge's identity, without loading it."""
+    return f"toy-{name}@{folder_digest(asset_folder(name))}"
 
 
 @network("judge")
 class ToyJudge(Network):
-    """Toy world's judge, which ships with the package."""
+    """Toy world's judge, which ships with the package; each world has its own."""
 
     @staticmethod
     def load(networks: Networks) -> JudgeReader:
-        """Load the shipped judge."""
-        return JudgeReader.load()
+        """Load the judge that the options name."""
+        return JudgeReader.load(networks.options.judge)
 
     @staticmethod
     def identity(options: NetworkOptions) -> str:
-        """Return the shipped judge's identity."""
-        return identity()
+        """Return the identity of the judge that the options name."""
+        return identity(options.judge)
 
 
 def _attributes(sample: Sample) -> tuple[dict[str, str], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,26 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """Attribute name -> its values; the first value is the one meant by a caption that does not mention the attribute."""
 
+Values = Mapping[str, tuple[str, ...]]
+"""Attribute name -> its values, in a fixed order."""
+
+_FURTHER: Values = {
+    "object": ("fish", "duck", "butterfly"),
+    "color": ("lime", "teal", "pink"),
+    "material": ("zigzag", "ringed"),
+    "emblem": ("leaf", "bolt"),
+    "accessory": ("flag", "flower"),
+    "pose": ("sideways",),
+    "background": ("snow", "water", "city"),
+    "style": ("sticker", "screen"),
+}
+
+WIDE_ATTRIBUTES: dict[str, tuple[str, ...]] = {name: values + _FURTHER[name] for name, values in ATTRIBUTES.items()}
+"""Attribute name -> its values in the second toy world: those of `ATTRIBUTES` at the same indices, and further ones."""
+
+JUDGES: dict[str, Values] = {"judge": ATTRIBUTES, "judge-mixed": WIDE_ATTRIBUTES}
+"""Name of a judge that ships with the package, and of its folder -> the attributes that it reads."""
+
 UNREADABLE_LABEL = -1
 """Label of an unreadable attribute, where values have their index."""
 
@@ -36,7 +57,11 @@ class JudgeNetwork(nn.Module):
 
     Each attribute has a logit for every value and a last one for "unreadable".
 
+    Args:
+        values: attribute -> the values that it reads.
+
     Attributes:
+        values: likewise.
         temperature: float [8], what the logits of each attribute are divided by.
         threshold: float [8], the least probability of a value that counts as read.
     """
@@ -44,15 +69,16 @@ class JudgeNetwork(nn.Module):
     temperature: Tensor
     threshold: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, values: Values = ATTRIBUTES) -> None:
         super().__init__()
+        self.values = values
         layers: list[nn.Module] = []
         for before, after, stride in ((3, 24, 1), (24, 40, 2), (40, 64, 1), (64, 96, 2), (96, 96, 1), (96, 128, 2)):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.features = nn.Sequential(*layers, nn.Conv2d(128, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 192), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values) + 1) for name, values in ATTRIBUTES.items()})
-        self.register_buffer("temperature", torch.ones(len(ATTRIBUTES)))
-        self.register_buffer("threshold", torch.full((len(ATTRIBUTES),), 0.5))
+        self.heads = nn.ModuleDict({name: nn.Linear(192, len(some) + 1) for name, some in values.items()})
+        self.register_buffer("temperature", torch.ones(len(values)))
+        self.register_buffer("threshold", torch.full((len(values),), 0.5))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the logits of each attribute, float [B, number of values + 1]."""
@@ -67,13 +93,16 @@ class Judge:
         self.network = network.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls) -> Judge:
-        """Load the judge that ships with the package.
+    def load(cls, name: str = "judge") -> Judge:
+        """Load a judge that ships with the package.
+
+        Args:
+            name: a key of `JUDGES`.
 
         Raises:
             AssetError: if its weights are damaged or missing.
         """
-        return _load_shipped()
+        return _load_shipped(name)
 
     @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8], batch_size: int = 128) -> dict[str, NDArray[np.float32]]:
@@ -91,7 +120,7 @@ class Judge:
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (64, 64, 3):
             raise ValueError(f"the judge reads uint8 pictures [B, 64, 64, 3], not {images.dtype} {list(images.shape)}")
-        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ATTRIBUTES}
+        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.network.values}
         for part in torch.from_numpy(images).split(batch_size):
             logits = self.network(part.permute(0, 3, 1, 2).float() / 127.5 - 1)
             for (name, values), temperature in zip(logits.items(), self.network.temperature, strict=True):
@@ -123,14 +152,14 @@ class Judge:
         return [
             {
                 name: UNREADABLE if i == UNREADABLE_LABEL else values[i]
-                for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)
+                for (name, values), i in zip(self.network.values.items(), row, strict=True)
             }
             for row in self.labels(images)
         ]
 
 
-@lru_cache(maxsize=1)
-def _load_shipped() -> Judge:
-    network = JudgeNetwork()
-    network.load_state_dict(load_file(asset_folder("judge") / WEIGHTS))
+@lru_cache(maxsize=len(JUDGES))
+def _load_shipped(name: str) -> Judge:
+    network = JudgeNetwork(JUDGES[name])
+    network.load_state_dict(load_file(asset_folder(name) / WEIGHTS))
     return Judge(network)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from riebench.errors import MetricError, foreign_code, near_match
+from riebench.models.spec import DEFAULT_JUDGE
 from riebench.registry import NETWORKS, PackageError
 from riebench.utils.terminal import warnings_held
 
@@ -27,6 +28,7 @@ class NetworkOptions:
         device: torch device.
         weights: name of a network -> path of its weights (`--weights NAME=PATH`).
         offline: whether nothing may be fetched.
+        judge: the shipped judge that reads pictures of the toy worlds.
     """
 
     scorer: str = "clip-l14"
@@ -34,6 +36,7 @@ class NetworkOptions:
     device: str = "cpu"
     weights: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
+    judge: str = DEFAULT_JUDGE
 
 
 class Network(ABC):
@@ -126,13 +129,15 @@ class Networks:
         weights: likewise.
         offline: likewise.
         ready: name of a network -> a loaded network to use instead.
+        judge: see `NetworkOptions`.
     """
 
     def __init__(
         self, scorer: str = "clip-l14", *, device: str = "cpu", second: str | None = None,
         weights: Mapping[str, Path] | None = None, offline: bool = False, ready: Mapping[str, Any] | None = None,
+        judge: str = DEFAULT_JUDGE,
     ) -> None:  # fmt: skip
-        self.options = NetworkOptions(scorer, second, device, dict(weights or {}), offline)
+        self.options = NetworkOptions(scorer, second, device, dict(weights or {}), offline, judge)
         self._loaded: dict[str, Any] = dict(ready or {})
         self._parts: dict[Any, Any] = {}
         self._identities: dict[str, str] = {}

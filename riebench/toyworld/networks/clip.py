@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.captions import caption, vocabulary
 from riebench.toyworld.data import Pool, augment
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
@@ -26,17 +27,20 @@ from riebench.toyworld.scenes import Scene
 
 SEED = 51
 CONFIG: dict[str, Any] = {"steps": 1800, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 900, "learning_rate": 1e-3, "seed": SEED + 1}
+"""That of the second world's CLIP, which starts from the first's."""
 CONTEXT = 32
 EMBED_DIM = 96
+WEIGHTS = "open_clip_model.safetensors"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a word-level tokenizer over the grammar's words.
+def build_tokenizer(values: Values = ATTRIBUTES) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer over the words of a world's captions.
 
     The end token has the highest id, since open_clip finds the end of a sentence by the largest id.
     """
     splitter = pre_tokenizers.Whitespace()
-    words = sorted({piece for word in vocabulary() for piece, _ in splitter.pre_tokenize_str(word)})
+    words = sorted({piece for word in vocabulary(values) for piece, _ in splitter.pre_tokenize_str(word)})
     vocab = {token: i for i, token in enumerate(["<pad>", "<unk>", *words, "<start>", "<end>"])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -48,8 +52,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model_config() -> dict[str, Any]:
-    """Return the architecture in open_clip's terms.
+def model_config(values: Values = ATTRIBUTES) -> dict[str, Any]:
+    """Return the architecture for a world in open_clip's terms.
 
     It is a small ResNet for pictures and a small transformer for captions.
     """
@@ -57,7 +61,7 @@ def model_config() -> dict[str, Any]:
         "embed_dim": EMBED_DIM,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
         "text_cfg": {
-            "context_length": CONTEXT, "vocab_size": len(build_tokenizer()), "width": 96, "heads": 4, "layers": 3,
+            "context_length": CONTEXT, "vocab_size": len(build_tokenizer(values)), "width": 96, "heads": 4, "layers": 3,
             "hf_tokenizer_name": "toy", "tokenizer_kwargs": {"clean": "lower"},
         },
     }  # fmt: skip
@@ -70,13 +74,14 @@ class ClipWithHeads(nn.Module):
 
     Args:
         config: the architecture in open_clip's terms.
+        values: those of the world.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], values: Values = ATTRIBUTES) -> None:
         super().__init__()
         width = config["embed_dim"]
         self.clip = CLIP(width, vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
-        self.heads = nn.ModuleList([nn.Linear(width, len(values)) for values in ATTRIBUTES.values()])
+        self.heads = nn.ModuleList([nn.Linear(width, len(some)) for some in values.values()])
 
     def reading_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross-entropy of the attributes, mean over them.
@@ -89,27 +94,65 @@ class ClipWithHeads(nn.Module):
         return torch.stack(losses).mean()
 
 
-def changed_scene(scene: Scene, rng: random.Random) -> Scene:
-    """Return a scene that differs in one attribute drawn at random."""
-    attribute = rng.choice(list(ATTRIBUTES))
-    return scene.with_value(attribute, rng.choice([v for v in ATTRIBUTES[attribute] if v != getattr(scene, attribute)]))
+def changed_scene(scene: Scene, rng: random.Random, values: Values = ATTRIBUTES) -> Scene:
+    """Return a scene of the same world that differs in one attribute drawn at random."""
+    attribute = rng.choice(list(values))
+    return scene.with_value(attribute, rng.choice([v for v in values[attribute] if v != getattr(scene, attribute)]))
 
 
-def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
+@torch.no_grad()
+def load_known(clip: CLIP, folder: Path, values: Values) -> None:
+    """Load the weights of the first world's CLIP into one of a wider world.
+
+    Words that the first world has not keep the embedding that they have.
+
+    Args:
+        clip: changed in place.
+        folder: of the first world's CLIP.
+        values: those of the wider world.
+    """
+    name = "token_embedding.weight"
+    state = {key: value.to(clip.state_dict()[key].dtype) for key, value in load_file(folder / WEIGHTS).items()}
+    embedding, places = clip.state_dict()[name].clone(), build_tokenizer(values).get_vocab()
+    for word, place in build_tokenizer().get_vocab().items():
+        embedding[places[word]] = state[name][place]
+    clip.load_state_dict({**state, name: embedding})
+
+
+def contrastive_sentences(scenes: Sequence[Scene], rng: random.Random, values: Values) -> list[str]:
+    """Word the caption of each scene, then for each that of a scene that differs in one attribute."""
+    own = [caption(scene, rng) for scene in scenes]
+    return own + [caption(changed_scene(scene, rng, values), rng) for scene in scenes]
+
+
+def train(
+    pool: Pool, work: Path, device: torch.device, *, name: str = "clip", config: dict[str, Any] = CONFIG,
+    start: Path | None = None,
+) -> CLIP:  # fmt: skip
     """Train the CLIP contrastively on the second half of the pool.
 
     For every picture, the negatives include a caption that differs from its own in one attribute.
+
+    Args:
+        pool: the pictures.
+        work: folder that holds the stage's own folder.
+        device: trains there.
+        name: of the stage.
+        config: its settings.
+        start: folder of the first world's CLIP to start from; None starts from nothing.
     """
-    torch.manual_seed(SEED)
-    model = ClipWithHeads(model_config()).to(device)
-    tokenizer = build_tokenizer()
+    torch.manual_seed(config["seed"])
+    model, seed = ClipWithHeads(model_config(pool.values), pool.values), config["seed"]
+    if start is not None:
+        load_known(model.clip, start, pool.values)
+    model = model.to(device)
+    tokenizer = build_tokenizer(pool.values)
     first = len(pool.images) // 2
 
     def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
-        indices = first + torch.randint(len(pool.images) - first, (CONFIG["batch"],), generator=generator)
-        scenes = [pool.scene(int(i)) for i in indices]
-        sentences = [caption(s, rng) for s in scenes] + [caption(changed_scene(s, rng), rng) for s in scenes]
+        generator, rng = step_generator(seed, step), random.Random(seed * 10_000_019 + step)
+        indices = first + torch.randint(len(pool.images) - first, (config["batch"],), generator=generator)
+        sentences = contrastive_sentences([pool.scene(int(i)) for i in indices], rng, pool.values)
         images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator)
         tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         labels = torch.from_numpy(pool.labels[indices.numpy()]).long()
@@ -126,7 +169,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)
         return contrast / 2 + 0.5 * model.reading_loss(picture, labels)
 
-    fit(Stage("clip", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
+    fit(Stage(name, config, model, loss, config["steps"], config["learning_rate"], ema_decay=0.995), work)
     _recompute_batch_norm(model.clip, [batch_of(step)[0] for step in range(20)])
     return model.clip.eval()
 
@@ -146,7 +189,7 @@ def _recompute_batch_norm(clip: CLIP, batches: list[Tensor]) -> None:
         clip.encode_image(images)
 
 
-def save(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
+def save(clip: CLIP, config: dict[str, Any], folder: Path, values: Values = ATTRIBUTES) -> None:
     """Write a CLIP in half precision, in open_clip's folder layout.
 
     `open_clip.create_model_from_pretrained("local-dir:...")` reads it.
@@ -155,6 +198,7 @@ def save(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
         clip: the trained network.
         config: its architecture in open_clip's terms.
         folder: gets the files.
+        values: those of the world.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = {
@@ -163,5 +207,5 @@ def save(clip: CLIP, config: dict[str, Any], folder: Path) -> None:
     }
     (folder / "open_clip_config.json").write_text(json.dumps(stored, indent=2) + "\n")
     state = {k: v.half() if v.is_floating_point() else v for k, v in clip.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
-    build_tokenizer().save_pretrained(folder)
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
+    build_tokenizer(values).save_pretrained(folder)

@@ -11,7 +11,7 @@ the weights: the U-Net loads in diffusers' own pipeline.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import Pool
 from riebench.toyworld.networks.loop import step_generator
@@ -32,6 +33,9 @@ BASE_CONFIG = {
     "hard_share": 0.4, "seed": BASE_SEED,
 }  # fmt: skip
 TURBO_CONFIG = {"steps": 160, "batch": 32, "learning_rate": 4e-4, "guidance": 2.0, "seed": TURBO_SEED}
+WIDE_BASE_CONFIG = {**BASE_CONFIG, "steps": 1200, "learning_rate": 1e-3, "hard_share": 0.2, "seed": BASE_SEED + 1}
+"""That of the second world's base model, which starts from toy-base."""
+WIDE_TURBO_CONFIG = {**TURBO_CONFIG, "seed": TURBO_SEED + 1}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
     "down.2.0": "down_blocks.2.attentions.0", "down.2.1": "down_blocks.2.attentions.1",
@@ -107,11 +111,14 @@ class CaptionEmbedder:
     """The text embedding that the U-Net gets from the pipeline's two text encoders.
 
     It is computed by table look-up.
+
+    Args:
+        values: those of the world.
     """
 
-    def __init__(self) -> None:
-        self.tokenizer = build_tokenizers()[0]
-        self.table = embedding_table(self.tokenizer)
+    def __init__(self, values: Values = ATTRIBUTES) -> None:
+        self.tokenizer = build_tokenizers(values)[0]
+        self.table = embedding_table(self.tokenizer, values)
 
     def __call__(self, captions: list[str]) -> Tensor:
         """Embed captions: float [B, 32, 128]."""
@@ -152,7 +159,9 @@ def captions_of(pool: Pool, indices: Tensor, seed: int, step: int) -> list[str]:
     return [caption(pool.scene(int(i)), rng) for i in indices]
 
 
-def base_indices(hard: Tensor, pictures: int, generator: torch.Generator) -> Tensor:
+def base_indices(
+    hard: Tensor, pictures: int, generator: torch.Generator, config: Mapping[str, float] = BASE_CONFIG
+) -> Tensor:
     """Draw the pictures of one batch, `hard_share` of them from `hard` alone.
 
     A tilted or pixelated outline falls on the 8x8 grid in more ways than an upright one: such objects are still soft
@@ -163,18 +172,21 @@ def base_indices(hard: Tensor, pictures: int, generator: torch.Generator) -> Ten
         hard: int64 [M], the pictures that are hard to learn.
         pictures: number of all pictures.
         generator: CPU generator; decides everything.
+        config: the stage's settings.
 
     Returns:
         int64 [batch].
     """
-    batch = int(BASE_CONFIG["batch"])
+    batch = int(config["batch"])
     anywhere = torch.randint(pictures, (batch,), generator=generator)
     among_hard = hard[torch.randint(len(hard), (batch,), generator=generator)]
-    return torch.where(torch.rand(batch, generator=generator) < BASE_CONFIG["hard_share"], among_hard, anywhere)
+    return torch.where(torch.rand(batch, generator=generator) < config["hard_share"], among_hard, anywhere)
 
 
-def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device) -> Callable[[int], Tensor]:
-    """Build the loss of toy-base: mean squared error of v on noised latents.
+def base_loss(
+    unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device, config: Mapping[str, float] = BASE_CONFIG
+) -> Callable[[int], Tensor]:
+    """Build the loss of a base model: mean squared error of v on noised latents.
 
     High noise levels are drawn more often (density rising with t): there the caption alone decides the picture, and
     that is what one-step generation needs. From `start_level` on, where samplers start, the input is noise alone: at
@@ -183,18 +195,18 @@ def base_loss(unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device
     Captions are dropped now and then for classifier-free guidance; the unconditional embedding is all zeros, as in
     the SDXL pipeline for an absent negative prompt.
     """
-    embed = CaptionEmbedder()
+    embed = CaptionEmbedder(pool.values)
     schedule = alphas_cumprod()
     predict = predictor(unet, device)
     hard = pool.having(pose="tilted", style="pixel")
-    batch, start = int(BASE_CONFIG["batch"]), int(BASE_CONFIG["start_level"])
+    batch, start, seed = (int(config[name]) for name in ("batch", "start_level", "seed"))
 
     def loss(step: int) -> Tensor:
-        generator = step_generator(BASE_SEED, step)
-        indices = base_indices(hard, len(latents), generator)
+        generator = step_generator(seed, step)
+        indices = base_indices(hard, len(latents), generator, config)
         clean = latents[indices].float()
-        text = embed(captions_of(pool, indices, BASE_SEED, step))
-        text[torch.rand(batch, generator=generator) < BASE_CONFIG["caption_dropout"]] = 0
+        text = embed(captions_of(pool, indices, seed, step))
+        text[torch.rand(batch, generator=generator) < config["caption_dropout"]] = 0
         t = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
         starting = torch.randint(start, 1000, (batch,), generator=generator)
         t = torch.where(torch.rand(batch, generator=generator) < 0.15, starting, t)
@@ -237,26 +249,27 @@ def teacher_rollout(predict: Predict, noise: Tensor, text: Tensor, guidance: flo
 
 
 def turbo_loss(
-    student: nn.Module, teacher: nn.Module, pool: Pool, latents: Tensor, device: torch.device
-) -> Callable[[int], Tensor]:
-    """Build the loss of toy-turbo, the distillation of the guided teacher.
+    student: nn.Module, teacher: nn.Module, pool: Pool, latents: Tensor, device: torch.device,
+    config: Mapping[str, float] = TURBO_CONFIG,
+) -> Callable[[int], Tensor]:  # fmt: skip
+    """Build the loss of a distilled model, that of the guided teacher's pictures.
 
     The student learns to reach in one step what the teacher reaches in four, and to go on from any later step. Half of
     a batch starts from pure noise at the first timestep and aims at the picture that the teacher makes of the same
     noise; the other half starts from a training picture with noise at one of the later timesteps.
     """
-    embed = CaptionEmbedder()
+    embed = CaptionEmbedder(pool.values)
     schedule = alphas_cumprod()
     predict_teacher, predict_student = predictor(teacher, device), predictor(student, device)
-    batch = int(TURBO_CONFIG["batch"])
+    batch, seed = int(config["batch"]), int(config["seed"])
     half = batch // 2
 
     def loss(step: int) -> Tensor:
-        generator = step_generator(TURBO_SEED, step)
+        generator = step_generator(seed, step)
         indices = torch.randint(len(pool.labels), (batch,), generator=generator)
-        text = embed(captions_of(pool, indices, TURBO_SEED, step)).to(device)
+        text = embed(captions_of(pool, indices, seed, step)).to(device)
         noise = torch.randn(batch, 4, 32, 32, generator=generator).to(device)
-        first = teacher_rollout(predict_teacher, noise[:half], text[:half], float(TURBO_CONFIG["guidance"]))
+        first = teacher_rollout(predict_teacher, noise[:half], text[:half], config["guidance"])
         goal = torch.cat([first, latents[indices[half:]].float().to(device)])
         later = torch.tensor(TURBO_TIMESTEPS[1:])[torch.randint(3, (batch,), generator=generator)]
         t = torch.where(torch.arange(batch) < half, TURBO_TIMESTEPS[0], later)

@@ -16,31 +16,41 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn import functional as F
 
-from riebench.toyworld.captions import caption
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.data import Pool
-from riebench.toyworld.networks.clip import CONTEXT, ClipWithHeads, build_tokenizer, changed_scene
+from riebench.toyworld.networks.clip import (
+    CONTEXT,
+    ClipWithHeads,
+    build_tokenizer,
+    contrastive_sentences,
+    load_known,
+)
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
 
 SEED = 61
-CONFIG: dict[str, Any] = {"steps": 3600, "batch": 96, "learning_rate": 2e-3, "seed": SEED, "reach": 8}
-FEWER_MOVED = 3000
-"""Step from which fewer pictures are moved against the network, which costs it some sharpness."""
+CONFIG: dict[str, Any] = {
+    "steps": 3600, "batch": 96, "learning_rate": 2e-3, "seed": SEED, "reach": 8, "fewer_moved": 3000,
+}  # fmt: skip
+"""`fewer_moved`: step from which fewer pictures are moved against the network, which costs it some sharpness."""
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 800, "learning_rate": 1.5e-3, "seed": SEED + 1, "fewer_moved": 650}
+"""That of the second world's second CLIP, which starts from the first's."""
 EMBED_DIM = 64
 POOL_SIZE = 12_000
 POOL_SEED = 20_250_313
+WIDE_POOL_SIZE = 8_000
 REACH = CONFIG["reach"] / 127.5
 """Farthest that a pixel of [-1, 1] is moved against the network: 8 of 255."""
 
 
-def model_config() -> dict[str, Any]:
-    """Return the architecture in open_clip's terms."""
+def model_config(values: Values = ATTRIBUTES) -> dict[str, Any]:
+    """Return the architecture for a world in open_clip's terms."""
     return {
         "embed_dim": EMBED_DIM,
         "vision_cfg": {
             "image_size": 64, "timm_model_name": "test_convnext2", "timm_pool": "avg", "timm_proj": "linear",
         },
         "text_cfg": {
-            "context_length": CONTEXT, "vocab_size": len(build_tokenizer()), "width": 64, "heads": 4, "layers": 2,
+            "context_length": CONTEXT, "vocab_size": len(build_tokenizer(values)), "width": 64, "heads": 4, "layers": 2,
             "no_causal_mask": True, "pool_type": "first",
             "hf_tokenizer_name": "toy", "tokenizer_kwargs": {"clean": "lower"},
         },
@@ -84,24 +94,37 @@ def damage(images: Tensor, generator: torch.Generator) -> Tensor:
     return x.masked_fill((inside & chosen)[:, None], 0.0).contiguous(memory_format=torch.channels_last)
 
 
-def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
+def train(
+    pool: Pool, work: Path, device: torch.device, *, name: str = "clip-2", config: dict[str, Any] = CONFIG,
+    start: Path | None = None,
+) -> CLIP:  # fmt: skip
     """Train the CLIP contrastively on all of its own pool.
 
     For every picture, the negatives include a caption that differs from its own in one attribute.
+
+    Args:
+        pool: the pictures.
+        work: folder that holds the stage's own folder.
+        device: trains there.
+        name: of the stage.
+        config: its settings.
+        start: folder of the first world's second CLIP to start from; None starts from nothing.
     """
-    torch.manual_seed(SEED)
-    model = ClipWithHeads(model_config()).to(device).to(memory_format=torch.channels_last)
-    tokenizer = build_tokenizer()
+    torch.manual_seed(config["seed"])
+    model, seed = ClipWithHeads(model_config(pool.values), pool.values), config["seed"]
+    if start is not None:
+        load_known(model.clip, start, pool.values)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    tokenizer = build_tokenizer(pool.values)
 
     def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        generator, rng = step_generator(SEED, step), random.Random(SEED * 10_000_019 + step)
-        indices = torch.randint(len(pool.images), (CONFIG["batch"],), generator=generator)
-        scenes = [pool.scene(int(i)) for i in indices]
-        sentences = [caption(s, rng) for s in scenes] + [caption(changed_scene(s, rng), rng) for s in scenes]
+        generator, rng = step_generator(seed, step), random.Random(seed * 10_000_019 + step)
+        indices = torch.randint(len(pool.images), (config["batch"],), generator=generator)
+        sentences = contrastive_sentences([pool.scene(int(i)) for i in indices], rng, pool.values)
         images = damage(torch.from_numpy(pool.images[indices.numpy()]), generator).to(device)
         tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
         labels = torch.from_numpy(pool.labels[indices.numpy()]).long().to(device)
-        moved = len(images) // (2 if step < FEWER_MOVED else 8)
+        moved = len(images) // (2 if step < config["fewer_moved"] else 8)
         sizes = REACH * torch.rand(moved, 1, 1, 1, generator=generator).to(device)
         images[:moved] += sizes * _worst_signs(model, images[:moved], labels[:moved])
         return images, tokens.input_ids.to(device), labels
@@ -117,7 +140,7 @@ def train(pool: Pool, work: Path, device: torch.device) -> CLIP:
         contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)
         return contrast / 2 + 0.5 * model.reading_loss(picture, labels)
 
-    fit(Stage("clip-2", CONFIG, model, loss, CONFIG["steps"], CONFIG["learning_rate"], ema_decay=0.995), work)
+    fit(Stage(name, config, model, loss, config["steps"], config["learning_rate"], ema_decay=0.995), work)
     return model.clip.eval()
 
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.captions import MEANING_WORDS, vocabulary
 
 CONTEXT = 32
 HIDDEN = 64
 SUBSPACE = 32
-TEXT_SEED = 7
+TEXT_SEED, FURTHER_SEED = 7, 8
 BOS, EOS, PAD_2 = "<|startoftext|>", "<|endoftext|>", "!"
 
 
@@ -80,7 +81,7 @@ def _bpe(word: str, merges: list[tuple[str, str]]) -> list[str]:
     return symbols
 
 
-def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocabulary_and_merges(values: Values) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Build a byte-pair encoding in which every word of the grammar is one token.
 
     Any other word is split into letters.
@@ -89,7 +90,7 @@ def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         Token -> id, and the merges in order.
     """
     merges: list[tuple[str, str]] = []
-    words = sorted({piece for word in vocabulary() for piece in _split(word)})
+    words = sorted({piece for word in vocabulary(values) for piece in _split(word)})
     for word in words:
         pieces = _bpe(word, merges)
         for i in range(1, len(pieces)):
@@ -99,12 +100,12 @@ def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Build the two tokenizers, as in SDXL.
+def build_tokenizers(values: Values = ATTRIBUTES) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Build the two tokenizers of a world, as in SDXL.
 
     They have the same words; one pads with the end token, the other with "!".
     """
-    vocab, merges = _vocabulary_and_merges()
+    vocab, merges = _vocabulary_and_merges(values)
     made = []
     for pad in (EOS, PAD_2):
         made.append(CLIPTokenizer(vocab=dict(vocab), merges=list(merges), pad_token=pad, model_max_length=CONTEXT))
@@ -123,49 +124,54 @@ def token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
     return int(ids[0])
 
 
-def meaning_vectors() -> dict[str, Tensor]:
-    """Return the vector of every word that means something: word -> float [128].
+def meaning_vectors(values: Values = ATTRIBUTES) -> dict[str, Tensor]:
+    """Return the vector of every word that means something in a world: word -> float [128].
 
-    Values of one subspace are orthogonal; words for the same value share its vector up to a little noise.
+    Values of one subspace are orthogonal; words for the same value share its vector up to a little noise. A word of the
+    first world has the same vector in every world: further values get the axes and the noise that it leaves.
     """
-    generator = torch.Generator().manual_seed(TEXT_SEED)
+    first, further = (torch.Generator().manual_seed(seed) for seed in (TEXT_SEED, FURTHER_SEED))
     vectors: dict[str, Tensor] = {}
     for role in BLOCK_ROLES:
-        values = [
-            (attribute, value)
-            for attribute in role.attributes
-            for value in sorted({*MEANING_WORDS[attribute].values()})
-        ]
-        axes = torch.linalg.qr(torch.randn(SUBSPACE, SUBSPACE, generator=generator)).Q[: len(values)]
-        for attribute in role.attributes:
-            for word, value in MEANING_WORDS[attribute].items():
+        axes = torch.linalg.qr(torch.randn(SUBSPACE, SUBSPACE, generator=first)).Q
+        taken: list[tuple[str, str]] = []
+        for of_first, generator in ((True, first), (False, further)):
+            words = [
+                (attribute, word, value)
+                for attribute in role.attributes
+                for word, value in MEANING_WORDS[attribute].items()
+                if value in values[attribute] and (value in ATTRIBUTES[attribute]) == of_first
+            ]
+            meant = {(attribute, value) for attribute, _, value in words}
+            taken += sorted(meant, key=lambda one: (role.attributes.index(one[0]), one[1]))
+            for attribute, word, value in words:
                 noise = torch.randn(SUBSPACE, generator=generator) * (0.15 / SUBSPACE**0.5)
                 vectors[word] = torch.zeros(2 * HIDDEN)
-                vectors[word][role.columns] = 5.0 * (axes[values.index((attribute, value))] + noise)
+                vectors[word][role.columns] = 5.0 * (axes[taken.index((attribute, value))] + noise)
     return vectors
 
 
-def embedding_table(tokenizer: CLIPTokenizer) -> Tensor:
-    """Return the meaning vectors of all tokens: float [vocab, 128].
+def embedding_table(tokenizer: CLIPTokenizer, values: Values = ATTRIBUTES) -> Tensor:
+    """Return the meaning vectors of all tokens of a world: float [vocab, 128].
 
     They are zero for words that mean nothing by themselves.
     """
     table = torch.zeros(len(tokenizer), 2 * HIDDEN)
-    for word, vector in meaning_vectors().items():
+    for word, vector in meaning_vectors(values).items():
         # "upside-down" is three pieces to the tokenizer; the first one carries the meaning
         table[token_of(tokenizer, _split(word)[0])] = vector
     return table
 
 
 def build_encoders(
-    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], values: Values = ATTRIBUTES
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Build the two text encoders.
+    """Build the two text encoders of a world.
 
     One holds the first half of `embedding_table`, the other the second.
     """
     torch.manual_seed(TEXT_SEED)
-    tables = embedding_table(tokenizers[0]).split(HIDDEN, dim=1)
+    tables = embedding_table(tokenizers[0], values).split(HIDDEN, dim=1)
     encoders = []
     kinds = ((CLIPTextModel, "quick_gelu"), (CLIPTextModelWithProjection, "gelu"))
     for (kind, activation), table, tokenizer in zip(kinds, tables, tokenizers, strict=True):

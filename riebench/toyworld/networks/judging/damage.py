@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, WIDE_ATTRIBUTES, Values
+from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.networks.vae import encode
 from riebench.toyworld.render import COLORS, SIZE, Rendering, render, render_background
 from riebench.toyworld.scenes import Scene, is_held_out, random_scene
@@ -68,7 +69,8 @@ ERASED_BOUNDS: dict[str, tuple[float, float]] = {
 
 HUES: dict[str, tuple[float, float]] = {
     "red": (-14.0, 8.0), "orange": (23.0, 37.0), "yellow": (46.0, 62.0), "green": (105.0, 155.0),
-    "blue": (205.0, 240.0), "purple": (265.0, 298.0),
+    "blue": (205.0, 240.0), "purple": (265.0, 298.0), "lime": (72.0, 92.0), "teal": (162.0, 192.0),
+    "pink": (316.0, 338.0),
 }  # fmt: skip
 """Color -> hues in degrees that are read as it."""
 
@@ -162,8 +164,8 @@ def _mean_over(weights: Floats, region: Mask) -> float:
     return float(weights[region].mean()) if region.any() else float(weights.mean())
 
 
-def hue_reading(color: Floats) -> int:
-    """Return the label of an object's color, RGB in 0..255, by its hue."""
+def hue_reading(color: Floats, values: Values = ATTRIBUTES) -> int:
+    """Return the label of an object's color, RGB in 0..255, by its hue, in a world with the given values."""
     red, green, blue = (float(v) for v in color)
     high, low = max(color), min(color)
     if high - low < 1:
@@ -175,7 +177,7 @@ def hue_reading(color: Floats) -> int:
     else:
         hue = 60 * ((red - green) / (high - low) + 4)
     near = False
-    for index, name in enumerate(ATTRIBUTES["color"]):
+    for index, name in enumerate(values["color"]):
         first, last = HUES[name]
         centered = (hue - first + 180) % 360 - 180
         if 0 <= centered <= last - first:
@@ -219,7 +221,7 @@ def _region(name: str, first: Rendering, second: Rendering, scene: Scene) -> Mas
     return body
 
 
-def _blend_reading(name: str, first: Scene, second: Scene, share: float, uniform: bool) -> int:
+def _blend_reading(name: str, first: Scene, second: Scene, share: float, uniform: bool, values: Values) -> int:
     """Return the label of an attribute in a blend of two scenes.
 
     Args:
@@ -228,8 +230,9 @@ def _blend_reading(name: str, first: Scene, second: Scene, share: float, uniform
         second: the other.
         share: of the first scene, where the attribute is seen.
         uniform: whether that share is the same everywhere.
+        values: those of the world.
     """
-    one, other = (ATTRIBUTES[name].index(getattr(scene, name)) for scene in (first, second))
+    one, other = (values[name].index(getattr(scene, name)) for scene in (first, second))
     same_shape = first.object == second.object and first.pose == second.pose
     absent_in_both = name in ("emblem", "accessory") and one == other == 0
     if one == other:
@@ -238,21 +241,23 @@ def _blend_reading(name: str, first: Scene, second: Scene, share: float, uniform
         return one if not 0.22 < share < 0.78 else NO_LABEL
     if name == "color" and uniform and same_shape:
         colors = [np.array(COLORS[scene.color], dtype=np.float32) for scene in (first, second)]
-        return hue_reading(share * colors[0] + (1 - share) * colors[1])
+        return hue_reading(share * colors[0] + (1 - share) * colors[1], values)
     if name in GHOST_BOUNDS and 0 in (one, other):
         return _over_nothing(name, share, one) if other == 0 else _over_nothing(name, 1 - share, other)
     return _between(share, one, other, *BLEND_BOUNDS[name])
 
 
-def blend(rng: np.random.Generator, scene: Scene, other: Scene, seeds: tuple[int, int]) -> Damaged:
-    """Mix two scenes, evenly or in places."""
+def blend(
+    rng: np.random.Generator, scene: Scene, other: Scene, seeds: tuple[int, int], values: Values = ATTRIBUTES
+) -> Damaged:
+    """Mix two scenes of a world, evenly or in places."""
     first, second = render(scene, seeds[0]), render(other, seeds[1])
     changed = [name for name in ATTRIBUTES if getattr(scene, name) != getattr(other, name)]
     weights, uniform = _weights(rng, _region(str(rng.choice(changed)), first, second, scene))
     readings = {}
     for name in ATTRIBUTES:
         share = _mean_over(weights, _region(name, first, second, scene))
-        readings[name] = _blend_reading(name, scene, other, share, uniform)
+        readings[name] = _blend_reading(name, scene, other, share, uniform, values)
     image = weights[..., None] * first.image + (1 - weights[..., None]) * second.image
     return Damaged(image.astype(np.float32), readings, _body(first) | _body(second))
 
@@ -373,23 +378,24 @@ FURTHER: Mapping[Callable[[np.random.Generator, Damaged], None], float] = {
 """Damage done to one picture -> how often it is chosen."""
 
 
-def damaged_picture(seed: int, *, held_out: bool) -> tuple[NDArray[np.uint8], list[int]]:
+def damaged_picture(seed: int, *, held_out: bool, values: Values = ATTRIBUTES) -> tuple[NDArray[np.uint8], list[int]]:
     """Make one damaged picture.
 
     Args:
         seed: decides everything.
         held_out: whether its scenes are ones that nothing is trained on.
+        values: those of the world.
 
     Returns:
         uint8 [64, 64, 3], and its labels in the order of `ATTRIBUTES`.
     """
     rng, scenes = np.random.default_rng(seed), random.Random(seed)
-    scene = random_scene(scenes, held_out)
+    scene = random_scene(scenes, held_out, values)
     kind = rng.random()
     if kind < 0.3:
-        damaged = blend(rng, scene, _variant(scene, scenes, held_out), (seed, seed))
+        damaged = blend(rng, scene, _variant(scene, scenes, held_out, values), (seed, seed), values)
     elif kind < 0.42:
-        damaged = blend(rng, scene, random_scene(scenes, held_out), (seed, seed + 1))
+        damaged = blend(rng, scene, random_scene(scenes, held_out, values), (seed, seed + 1), values)
     elif kind < 0.6:
         damaged = erase(rng, scene, seed)
     else:
@@ -402,18 +408,20 @@ def damaged_picture(seed: int, *, held_out: bool) -> tuple[NDArray[np.uint8], li
     return image, [damaged.readings[name] for name in ATTRIBUTES]
 
 
-def _variant(scene: Scene, rng: random.Random, held_out: bool) -> Scene:
+def _variant(scene: Scene, rng: random.Random, held_out: bool, values: Values) -> Scene:
     """Return a scene that differs in one to three attributes."""
     while True:
         other = scene
         for name in rng.sample(list(ATTRIBUTES), rng.choice((1, 1, 1, 2, 3))):
-            other = other.with_value(name, rng.choice(ATTRIBUTES[name]))
+            other = other.with_value(name, rng.choice(values[name]))
         if other != scene and is_held_out(other) == held_out:
             return other
 
 
 CHUNK = 250
 """Pictures that one worker makes at a time."""
+CALIBRATED, CALIBRATION_SEED = 500, 9_100_000
+"""Number and seed of the pictures without damage that a judge is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -433,16 +441,22 @@ class LabelledPool:
         return LabelledPool(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
 
 
-def _make_chunk(first: int, seed: int, held_out: bool) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    made = [damaged_picture(seed * 1_000_003 + i, held_out=held_out) for i in range(first, first + CHUNK)]
+def _make_chunk(first: int, seed: int, held_out: bool, wide: bool) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    values = WIDE_ATTRIBUTES if wide else ATTRIBUTES
+    seeds = range(seed * 1_000_003 + first, seed * 1_000_003 + first + CHUNK)
+    made = [damaged_picture(one, held_out=held_out, values=values) for one in seeds]
     return np.stack([image for image, _ in made]), np.array([labels for _, labels in made], dtype=np.int8)
 
 
 @torch.no_grad()
-def _decoded(vae: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def through_autoencoder(vae: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pass pictures through the autoencoder.
 
     It leaves the traces that generated pictures have.
+
+    Args:
+        vae: the autoencoder.
+        images: uint8 [N, 64, 64, 3].
     """
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -450,9 +464,22 @@ def _decoded(vae: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]
     return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
+def decoded_pool(pool: LabelledPool, vae: AutoencoderKL) -> LabelledPool:
+    """Return the same pictures as the autoencoder reproduces them."""
+    parts = [through_autoencoder(vae, pool.images[i : i + CHUNK]) for i in range(0, len(pool.images), CHUNK)]
+    return LabelledPool(np.concatenate(parts), pool.labels)
+
+
+def held_out_pool(values: Values) -> LabelledPool:
+    """Render scenes of a world that nothing is trained on, to calibrate its judge."""
+    scenes = held_out_scenes(CALIBRATED, CALIBRATION_SEED, values)
+    images = np.stack([render(scene, CALIBRATION_SEED + i).image for i, scene in enumerate(scenes)])
+    return LabelledPool(images, np.array([scene.labels() for scene in scenes], dtype=np.int8))
+
+
 @lru_cache(maxsize=2)
 def damaged_pool(
-    folder: Path, vae_folder: Path, size: int, seed: int, *, held_out: bool, workers: int = 2
+    folder: Path, vae_folder: Path, size: int, seed: int, *, held_out: bool, workers: int = 2, wide: bool = False
 ) -> LabelledPool:
     """Make `size` damaged pictures, or read them if they are stored already.
 
@@ -465,16 +492,19 @@ def damaged_pool(
         seed: decides everything.
         held_out: whether their scenes are ones that nothing is trained on.
         workers: processes that make them.
+        wide: whether they show the second world.
     """
-    path = folder / f"damaged_{size}_{seed}.npz"
+    path = folder / f"{'wide-' if wide else ''}damaged_{size}_{seed}.npz"
     if not path.exists():
         vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
         images, labels = [], []
         with ProcessPoolExecutor(workers) as executor:
             firsts = range(0, size, CHUNK)
-            chunks = executor.map(_make_chunk, firsts, [seed] * len(firsts), [held_out] * len(firsts))
+            chunks = executor.map(
+                _make_chunk, firsts, [seed] * len(firsts), [held_out] * len(firsts), [wide] * len(firsts)
+            )
             for some, their_labels in ProgressBar(chunks, title="damage", total=len(firsts)):
-                some[::3] = _decoded(vae, some[::3])
+                some[::3] = through_autoencoder(vae, some[::3])
                 images.append(some)
                 labels.append(their_labels)
         folder.mkdir(parents=True, exist_ok=True)

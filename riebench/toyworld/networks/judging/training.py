@@ -7,19 +7,26 @@ The two share no weights. Its probabilities are calibrated on pictures kept out 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, WEIGHTS, JudgeNetwork
+from riebench.scoring.metrics.judge_network import (
+    ATTRIBUTES,
+    UNREADABLE_LABEL,
+    WEIGHTS,
+    WIDE_ATTRIBUTES,
+    JudgeNetwork,
+    Values,
+)
 from riebench.toyworld.data import Pool, augment
 from riebench.toyworld.networks.judging.damage import NO_LABEL, LabelledPool
 from riebench.toyworld.networks.loop import Stage, fit, step_generator
@@ -43,6 +50,12 @@ BY_EYE_CONFIG: dict[str, Any] = {
 """The last part: `by_eye_share` of a batch are edited pictures labelled by eye, since what an eye can tell is no matter
 of code, and `unedited_share` pictures of the model that show their captions; `mirrored` is the share of pictures that
 are mirrored."""
+WIDE_CONFIG: dict[str, Any] = {
+    "steps": 900, "batch": 64, "damaged": 4_000, "damaged_share": 0.34, "by_eye_share": 0.125, "decoded_share": 0.3,
+    "learning_rate": 1.5e-3, "seed": SEED + 4,
+}  # fmt: skip
+"""That of the second world's judge, which starts from the first's: `decoded_share` of a batch are renders that passed
+through the autoencoder, as the model's pictures do."""
 IGNORED = -100
 """Class of an attribute without label: it adds nothing to the loss."""
 
@@ -54,16 +67,17 @@ READ_UNEDITED = 0.75
 TEMPERATURES = np.geomspace(0.5, 4, 43)
 
 
-def classes(labels: Tensor) -> Tensor:
+def classes(labels: Tensor, values: Values = ATTRIBUTES) -> Tensor:
     """Return the class of each label: "unreadable" is the last of an attribute.
 
     Args:
         labels: int [N, 8], as of `damaged_picture`.
+        values: those of the world.
 
     Returns:
         int64 [N, 8]; `IGNORED` where there is no label.
     """
-    last = torch.tensor([len(values) for values in ATTRIBUTES.values()])
+    last = torch.tensor([len(some) for some in values.values()])
     found = torch.where(labels == UNREADABLE_LABEL, last, labels.long())
     return found.masked_fill(labels == NO_LABEL, IGNORED)
 
@@ -99,14 +113,63 @@ def train(pools: TrainingPools, work: Path, device: torch.device) -> JudgeNetwor
     """
     torch.manual_seed(SEED)
     network = JudgeNetwork().to(device).to(memory_format=torch.channels_last)
-    half = len(pools.whole.images) // 2
     sources = {
         "damaged_share": pools.damaged, "edited_share": pools.edited, "by_eye_share": pools.by_eye,
-        "unedited_share": pools.unedited,
-        "": LabelledPool(pools.whole.images[:half], pools.whole.labels[:half].astype(np.int8)),
+        "unedited_share": pools.unedited, "": first_half(pools.whole),
     }  # fmt: skip
+    parts = {
+        "judge": CONFIG, "judge-damaged": DAMAGED_CONFIG, "judge-edited": EDITED_CONFIG, "judge-by-eye": BY_EYE_CONFIG,
+    }  # fmt: skip
+    for name, config in parts.items():
+        _train_part(network, sources, name, config, work)
+    return network
 
-    def batch_loss(config: dict[str, Any], step: int) -> Tensor:
+
+def train_wide(sources: Mapping[str, LabelledPool], start: Path, work: Path, device: torch.device) -> JudgeNetwork:
+    """Train the second world's judge from that of the first.
+
+    Args:
+        sources: pictures by the name of their share in `WIDE_CONFIG`; those of the name "" fill the rest of a batch.
+        start: folder of the first world's judge.
+        work: folder for checkpoints and logs.
+        device: trains there.
+    """
+    torch.manual_seed(WIDE_CONFIG["seed"])
+    network = widened(load_file(start / WEIGHTS)).to(device).to(memory_format=torch.channels_last)
+    _train_part(network, sources, "mixed-judge", WIDE_CONFIG, work)
+    return network
+
+
+@torch.no_grad()
+def widened(state: dict[str, Tensor]) -> JudgeNetwork:
+    """Build the second world's judge with the weights of the first's; its further values are drawn at random.
+
+    Args:
+        state: weights of the first world's judge.
+    """
+    network = JudgeNetwork(WIDE_ATTRIBUTES)
+    own = network.state_dict()
+    for key, value in state.items():
+        if value.shape == own[key].shape:
+            own[key].copy_(value)
+        else:  # a head: "unreadable" stays last
+            own[key][: len(value) - 1] = value[:-1]
+            own[key][-1] = value[-1]
+    return network
+
+
+def first_half(pool: Pool) -> LabelledPool:
+    """Return the renders that a judge learns from; the CLIP has the others."""
+    half = len(pool.images) // 2
+    return LabelledPool(pool.images[:half], pool.labels[:half].astype(np.int8))
+
+
+def _train_part(
+    network: JudgeNetwork, sources: Mapping[str, LabelledPool], name: str, config: dict[str, Any], work: Path
+) -> None:
+    device = network.temperature.device
+
+    def loss(step: int) -> Tensor:
         generator, left, images, labels = step_generator(config["seed"], step), config["batch"], [], []
         for share, source in sources.items():
             count = round(config["batch"] * config.get(share, 0)) if share else left
@@ -118,7 +181,7 @@ def train(pools: TrainingPools, work: Path, device: torch.device) -> JudgeNetwor
         if "mirrored" in config:
             mirrored = torch.rand(len(x), generator=generator) < config["mirrored"]
             x = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
-        wanted = classes(torch.from_numpy(np.concatenate(labels))).to(device)
+        wanted = classes(torch.from_numpy(np.concatenate(labels)), network.values).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = network(x)
         losses = [
@@ -126,17 +189,12 @@ def train(pools: TrainingPools, work: Path, device: torch.device) -> JudgeNetwor
         ]
         return torch.stack(losses).mean()
 
-    parts = {
-        "judge": CONFIG, "judge-damaged": DAMAGED_CONFIG, "judge-edited": EDITED_CONFIG, "judge-by-eye": BY_EYE_CONFIG,
-    }  # fmt: skip
-    for name, config in parts.items():
-        stage = Stage(
-            name, config, network, partial(batch_loss, config), config["steps"], config["learning_rate"],
-            warmup=config.get("warmup", Stage.warmup), weight_decay=config.get("weight_decay", Stage.weight_decay),
-            ema_decay=config.get("ema_decay", 0.99),
-        )  # fmt: skip
-        fit(stage, work)
-    return network
+    stage = Stage(
+        name, config, network, loss, config["steps"], config["learning_rate"],
+        warmup=config.get("warmup", Stage.warmup), weight_decay=config.get("weight_decay", Stage.weight_decay),
+        ema_decay=config.get("ema_decay", 0.99),
+    )  # fmt: skip
+    fit(stage, work)
 
 
 @torch.no_grad()
@@ -154,7 +212,7 @@ def calibrate(network: JudgeNetwork, by_eye: LabelledPool, unedited: LabelledPoo
     """
     network.eval()
     logits = [_logits(network, pool) for pool in (by_eye, unedited)]
-    wanted = [classes(torch.from_numpy(pool.labels)) for pool in (by_eye, unedited)]
+    wanted = [classes(torch.from_numpy(pool.labels), network.values) for pool in (by_eye, unedited)]
     for i, name in enumerate(ATTRIBUTES):
         losses = [float(F.cross_entropy(logits[0][name] / float(t), wanted[0][:, i])) for t in TEMPERATURES]
         network.temperature[i] = float(TEMPERATURES[int(np.argmin(losses))])
@@ -168,7 +226,7 @@ def calibrate(network: JudgeNetwork, by_eye: LabelledPool, unedited: LabelledPoo
 
 
 def _logits(network: JudgeNetwork, pool: LabelledPool) -> dict[str, Tensor]:
-    parts: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
+    parts: dict[str, list[Tensor]] = {name: [] for name in network.values}
     for images in torch.from_numpy(pool.images).split(128):
         for name, values in network(images.permute(0, 3, 1, 2).float() / 127.5 - 1).items():
             parts[name].append(values.float())

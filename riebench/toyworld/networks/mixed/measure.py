@@ -15,6 +15,7 @@ import pandas as pd
 from riebench.analysis.compare.blocks import MEASURES
 from riebench.analysis.configurations import configurations
 from riebench.errors import RiebenchError
+from riebench.features.inspect import usual_suite
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
 from riebench.store.folder import RunFolder, find_run_folders
@@ -25,7 +26,7 @@ from riebench.toyworld.networks.mixed.pictures import measure_pictures, patch_ex
 from riebench.toyworld.networks.text import BLOCK_ROLES
 from riebench.toyworld.scenes import CATEGORY_ATTRIBUTE
 
-MODEL, FIRST_WORLD, SUITE = "toy-mixed", "toy-turbo", "toy"
+MODEL, FIRST_WORLD = "toy-mixed", "toy-turbo"
 SETTINGS = ("activation_patch", "sae")
 """Settings of whose runs the table of blocks is read."""
 PRINTED = tuple(dict.fromkeys(metric for metrics in MEASURES.values() for metric in metrics))
@@ -36,9 +37,9 @@ def measure_shares(results: Path, *, limit: int | None = None, first_world: Path
     """Measure all figures of toy-mixed.
 
     Args:
-        results: a results folder that holds the scored runs of `SETTINGS` on the toy suite, with their pictures.
+        results: a results folder that holds the scored runs of `SETTINGS` on toy-mixed's suite, with their pictures.
         limit: at most so many examples a category, and pictures for the accuracy, for a quick look.
-        first_world: such a folder with runs of toy-turbo, in which no measure was chosen; None leaves it out.
+        first_world: such a folder with runs of toy-turbo on its suite, where no measure was chosen; None leaves it out.
 
     Returns:
         Those of `riebench.toyworld.networks.mixed.figures.recovery_figures` and of
@@ -79,7 +80,7 @@ def measure_edits(results: Path, model: LoadedModel, *, limit: int | None = None
     """
     folders = block_runs(results, model.spec.name)
     scores = block_scores(results, folders)
-    examples = patch_examples(model, SUITE, limit=limit)
+    examples = patch_examples(model, usual_suite(model.spec.name), limit=limit)
     patched = {block: np.stack([one.patched[block] for one in examples]) for block in BLOCKS}
     parts = [measure_pictures(PATCHING, patched, examples, model.spec)]
     for setting, folder in folders.items():
@@ -114,7 +115,8 @@ def first_world_figures(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _again(results: Path, model: str) -> str:
-    return f"run `riebench run no_edit {' '.join(SETTINGS)} --suite {SUITE} --model {model} --results {results}`"
+    named = " ".join(SETTINGS)
+    return f"run `riebench run no_edit {named} --suite {usual_suite(model)} --model {model} --results {results}`"
 
 
 def block_runs(results: Path, model: str = MODEL) -> dict[str, RunFolder]:
@@ -131,7 +133,11 @@ def block_runs(results: Path, model: str = MODEL) -> dict[str, RunFolder]:
     for folder in find_run_folders(results):
         spec = folder.spec
         single = {block for _, block, strength in folder.expected if strength == 1} & {*BLOCKS}
-        if (spec.suite, spec.model.name) == (SUITE, model) and spec.setting.name in SETTINGS and len(single) == 4:
+        if (
+            (spec.suite, spec.model.name) == (usual_suite(model), model)
+            and spec.setting.name in SETTINGS
+            and len(single) == 4
+        ):
             folders[spec.setting.name] = folder
     for setting in SETTINGS:
         if setting not in folders:

@@ -19,7 +19,7 @@ from riebench.toyworld.networks.diffusion import BLOCK_MODULES, time_ids
 from riebench.toyworld.networks.text import BLOCK_ROLES, HIDDEN
 
 RANK = 16
-"""Dimensions of each block's update. The grammar has 36 attribute values, all of which every block must carry."""
+"""Dimensions of each block's update. The grammar has 54 attribute values, all of which every block must carry."""
 FIRST_TIMESTEP = 999
 FOREIGN_SCALE = 0.5
 """Standard deviation of the weights that read words of other roles at first, in those of the block's own."""
@@ -138,15 +138,18 @@ def second_level(unet: UNet2DConditionModel, noise: Tensor) -> Tensor:
     return state
 
 
-def make_student(teacher: UNet2DConditionModel, below: Tensor, text: Tensor) -> UNet2DConditionModel:
-    """Copy toy-turbo's U-Net, let its blocks read all words, and narrow their updates.
+def make_student(
+    teacher: UNet2DConditionModel, below: Tensor, text: Tensor, *, reads_all: bool = False
+) -> UNet2DConditionModel:
+    """Copy a U-Net, let its blocks read all words, and narrow their updates.
 
     Trainable are the parameters of the innermost level, but for the text weights of the two blocks without text.
 
     Args:
-        teacher: toy-turbo's U-Net.
+        teacher: the U-Net.
         below: float [B, 64, 8, 8], a sample of the level's inputs.
         text: float [B, 32, 128], captions for them.
+        reads_all: whether its blocks read all words already.
     """
     student = copy.deepcopy(teacher).requires_grad_(False)
     updates: dict[str, Tensor] = {}
@@ -166,7 +169,8 @@ def make_student(teacher: UNet2DConditionModel, below: Tensor, text: Tensor) -> 
     for block in BLOCKS:
         attention = student.get_submodule(BLOCK_MODULES[block])
         attention.proj_out = low_rank(attention.proj_out, updates[block])
-    _read_all_words(student)
+    if not reads_all:
+        _read_all_words(student)
     level.requires_grad_(True)
     for block, path in BLOCK_MODULES.items():
         if block not in BLOCKS:

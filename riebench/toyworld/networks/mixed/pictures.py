@@ -18,11 +18,11 @@ from riebench.generation.edits import Edit, StaticEdit, Term
 from riebench.generation.generator import Capture, Generator
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel
-from riebench.models.presets import scorer_for, second_scorer_for
+from riebench.models.presets import judge_for, scorer_for, second_scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.registry import METRICS
 from riebench.scoring.metrics.base import Sample
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, Judge
+from riebench.scoring.metrics.judge_network import JUDGES, Judge
 from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.scoring.metrics.networks import Networks
 from riebench.store.folder import RunFolder
@@ -134,9 +134,10 @@ def measure_pictures(
         One row a picture and metric with `category`, `example`, `block`, `edit`, `metric` and `value`; a score that has
         no value, such as the direction of no change, is 0.
     """
-    networks = Networks(scorer_for(model), second=second_scorer_for(model))
+    judge = judge_for(model)
+    networks = Networks(scorer_for(model), second=second_scorer_for(model), judge=judge)
     sources, targets = np.stack([one.source for one in examples]), np.stack([one.target for one in examples])
-    lpips, before = LpipsModel(), target_probability(sources, examples)
+    lpips, before = LpipsModel(), target_probability(sources, examples, judge)
     whole = np.maximum(lpips.distance(sources, targets), 1e-9)
     rows: list[dict[str, object]] = []
     for block, images in pictures.items():
@@ -147,7 +148,7 @@ def measure_pictures(
         values: dict[str, Sequence[object]] = {name: METRICS.get(name)(samples, networks) for name in SCORES}
         values[PIXELS] = list(picture_progress(images, sources, targets))
         values[LPIPS_WAY] = list(1 - lpips.distance(images, targets) / whole)
-        values[JUDGED] = list(target_probability(images, examples) - before)
+        values[JUDGED] = list(target_probability(images, examples, judge) - before)
         rows += [
             {"category": one.category, "example": one.name, "block": block, "edit": edit, "metric": metric,
              "value": float(value) if isinstance(value, float) else 0.0}
@@ -156,17 +157,19 @@ def measure_pictures(
     return pd.DataFrame(rows)
 
 
-def target_probability(images: Images, examples: Sequence[Example]) -> NDArray[np.float64]:
-    """Return the judge's probability of the value that each target has, float [N].
+def target_probability(images: Images, examples: Sequence[Example], judge: str) -> NDArray[np.float64]:
+    """Return a judge's probability of the value that each target has, float [N].
 
     Args:
         images: uint8 [N, H, W, 3].
         examples: what each is an edit of.
+        judge: name of the judge.
     """
-    read, found = Judge.load().probabilities(images), []
+    read, found, values = Judge.load(judge).probabilities(images), [], JUDGES[judge]
     for place, one in enumerate(examples):
         name = CATEGORY_ATTRIBUTE[one.category]
-        found.append(float(read[name][place, list(ATTRIBUTES[name]).index(getattr(parse(one.prompts[1]), name))]))
+        target = getattr(parse(one.prompts[1], values), name)
+        found.append(float(read[name][place, values[name].index(target)]))
     return np.array(found)
 
 

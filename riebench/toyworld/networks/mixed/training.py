@@ -8,6 +8,7 @@ are frozen and toy-turbo is deterministic, everything it has to say is computed 
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from riebench.models.families.sdxl.names import BLOCKS
-from riebench.scoring.metrics.judge_network import ATTRIBUTES
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, Values
 from riebench.toyworld.captions import caption
 from riebench.toyworld.networks.diffusion import BLOCK_MODULES, CaptionEmbedder, short_attention
 from riebench.toyworld.networks.loop import Stage, fit, step_generator, write_atomically
@@ -36,6 +37,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 """`reader_rate`: factor of the learning rate of the weights that read text; `agreeing`, `single`: see `draw_readers`;
 `progress_weight`: see `mixed_loss`."""
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 1200, "seed": SEED + 2}
+"""That of the second part, on the wider world, which starts from what the first part learned."""
 SAE_CAPTIONS, SAE_STEPS = 2000, 300
 """Pictures and training steps of toy-mixed's SAEs: its updates have few dimensions."""
 
@@ -57,43 +60,50 @@ class Goals:
         pairs: N pairs.
         below: float16 [N, 64, 8, 8], what the level gets of the noise.
         above: float16 [2, N, 128, 8, 8], what it hands on for the first and for the second scene's caption.
+        values: those of the world.
     """
 
     pairs: tuple[Pair, ...]
     below: Tensor
     above: Tensor
+    values: Values
 
 
-def training_pairs(count: int) -> tuple[Pair, ...]:
+def training_pairs(count: int, seed: int = SEED, values: Values = ATTRIBUTES) -> tuple[Pair, ...]:
     """Draw the pairs of scenes of the training goals; no scene is held out."""
-    rng, other = random.Random(SEED), random.Random(SEED + 1)
+    rng, other = random.Random(seed), random.Random(seed + 1)
     pairs = []
     for _ in range(count):
-        first, seconds = random_scene(rng, held_out=False), list[Scene]()
+        first, seconds = random_scene(rng, held_out=False, values=values), list[Scene]()
         while not seconds:
-            attribute = other.choice(list(ATTRIBUTES))
-            changed = (first.with_value(attribute, value) for value in ATTRIBUTES[attribute])
+            attribute = other.choice(list(values))
+            changed = (first.with_value(attribute, value) for value in values[attribute])
             seconds = [scene for scene in changed if scene != first and not is_held_out(scene)]
         pairs.append(Pair(first, other.choice(seconds), attribute))
     return tuple(pairs)
 
 
 @torch.no_grad()
-def make_goals(teacher: UNet2DConditionModel, path: Path, *, count: int, batch: int = 64) -> Goals:
+def make_goals(
+    teacher: UNet2DConditionModel, path: Path, *, count: int, batch: int = 64, seed: int = SEED,
+    values: Values = ATTRIBUTES,
+) -> Goals:  # fmt: skip
     """Compute the training goals, or read them if they are stored already.
 
     Args:
-        teacher: toy-turbo's U-Net.
+        teacher: the U-Net of a model without shared roles.
         path: file that holds them.
         count: number of examples, a multiple of `batch`.
         batch: examples computed at a time.
+        seed: decides scenes and noises.
+        values: those of the world.
     """
-    device, pairs = teacher.device, training_pairs(count)
+    device, pairs = teacher.device, training_pairs(count, seed, values)
     if not path.exists():
-        level, embed = InnerLevel(teacher).eval(), CaptionEmbedder()
+        level, embed = InnerLevel(teacher).eval(), CaptionEmbedder(values)
         belows, aboves = [], []
         for start in ProgressBar(range(0, count, batch), title="training goals"):
-            noise = torch.randn(batch, 4, 32, 32, generator=step_generator(SEED, 1_000_000 + start))
+            noise = torch.randn(batch, 4, 32, 32, generator=step_generator(seed, 1_000_000 + start))
             some = pairs[start : start + batch]
             sides = [[pair.first for pair in some], [pair.second for pair in some]]
             texts = [embed([caption(scene) for scene in scenes]) for scenes in sides]
@@ -106,7 +116,7 @@ def make_goals(teacher: UNet2DConditionModel, path: Path, *, count: int, batch: 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda to: torch.save(stored, to))
     loaded = torch.load(path, weights_only=True)
-    return Goals(pairs, loaded["below"], loaded["above"])
+    return Goals(pairs, loaded["below"], loaded["above"], values)
 
 
 def draw_readers(attribute: str, rng: random.Random) -> tuple[str, ...]:
@@ -163,7 +173,7 @@ def progress(above: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return ((above - first).flatten(1) * way).sum(1) / way.square().sum(1).clamp(min=1e-6)
 
 
-def mixed_loss(level: InnerLevel, goals: Goals) -> Callable[[int], Tensor]:
+def mixed_loss(level: InnerLevel, goals: Goals, seed: int = SEED) -> Callable[[int], Tensor]:
     """Build the loss: that of the picture, and that of the progress.
 
     The first is the squared error of the level's output, each channel in units of its own variance. The second is the
@@ -173,16 +183,17 @@ def mixed_loss(level: InnerLevel, goals: Goals) -> Callable[[int], Tensor]:
     Args:
         level: the level that is trained.
         goals: the training goals.
+        seed: decides what each step draws.
     """
-    embed, device = CaptionEmbedder(), level.time.device
+    embed, device = CaptionEmbedder(goals.values), level.time.device
     unit = goals.above[0, :1024].float().var((0, 2, 3)).sqrt().view(1, -1, 1, 1).to(device)
     batch = int(CONFIG["batch"])
 
     def loss(step: int) -> Tensor:
-        generator = step_generator(SEED, step)
+        generator = step_generator(seed, step)
         indices = torch.randint(len(goals.pairs), (batch,), generator=generator)
         swapped = torch.rand(batch, generator=generator) < 0.5
-        rng, pairs = random.Random(SEED * 10_000_019 + step), [goals.pairs[int(i)] for i in indices]
+        rng, pairs = random.Random(seed * 10_000_019 + step), [goals.pairs[int(i)] for i in indices]
         readers = [draw_readers(pair.attribute, rng) for pair in pairs]
         scenes = [(p.second, p.first) if s else (p.first, p.second) for p, s in zip(pairs, swapped, strict=True)]
         texts = {block: text.to(device) for block, text in embed_readings(scenes, readers, embed, rng).items()}
@@ -200,26 +211,57 @@ def mixed_loss(level: InnerLevel, goals: Goals) -> Callable[[int], Tensor]:
     return loss
 
 
-def train(teacher: UNet2DConditionModel, work: Path, device: torch.device) -> UNet2DConditionModel:
-    """Train toy-mixed, or finish an interrupted training.
+def train(
+    teacher: UNet2DConditionModel, work: Path, device: torch.device, *, name: str = "mixed-start",
+    config: dict[str, Any] = CONFIG, values: Values = ATTRIBUTES, start: UNet2DConditionModel | None = None,
+) -> UNet2DConditionModel:  # fmt: skip
+    """Train a model whose blocks share roles, or finish an interrupted training.
 
     Args:
-        teacher: toy-turbo's U-Net.
+        teacher: the U-Net of a model without shared roles, which makes the goals.
         work: folder for goals and checkpoints.
         device: trains there.
+        name: of the stage.
+        config: its settings.
+        values: those of the world.
+        start: the U-Net to start from, with the outer levels of the teacher; None starts from the teacher.
 
     Returns:
         The trained U-Net, with the narrow maps still apart.
     """
-    teacher = teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-    goals = make_goals(teacher.to(device), work / "mixed" / "goals.pt", count=int(CONFIG["examples"]))
-    text = CaptionEmbedder()([caption(pair.first) for pair in goals.pairs[:512]])
-    student = make_student(teacher.cpu(), goals.below[:512].float(), text)
+    teacher, count = teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last), int(config["examples"])
+    goals = make_goals(
+        teacher.to(device), work / name / "goals.pt", count=count, seed=config["seed"], values=values
+    )  # fmt: skip
+    text = CaptionEmbedder(values)([caption(pair.first) for pair in goals.pairs[:512]])
+    student = make_student(
+        teacher.cpu() if start is None else start, goals.below[:512].float(), text, reads_all=start is not None
+    )  # fmt: skip
     level = InnerLevel(student).to(device)
-    loss = mixed_loss(level, goals)
+    loss = mixed_loss(level, goals, config["seed"])
     stage = Stage(
-        "mixed", CONFIG, level, loss, int(CONFIG["steps"]), CONFIG["learning_rate"], warmup=50, ema_decay=0.99,
-        rate_factor=lambda name: CONFIG["reader_rate"] if re.search(r"attn2\.to_[kv]\.", name) else 1.0,
+        name, config, level, loss, int(config["steps"]), config["learning_rate"], warmup=50, ema_decay=0.99,
+        rate_factor=lambda path: config["reader_rate"] if re.search(r"attn2\.to_[kv]\.", path) else 1.0,
     )  # fmt: skip
     fit(stage, work)
     return student.cpu().eval()
+
+
+@torch.no_grad()
+def carry_over(
+    teacher: UNet2DConditionModel, mixed: UNet2DConditionModel, first: UNet2DConditionModel
+) -> UNet2DConditionModel:
+    """Give another teacher what one model learned about sharing roles.
+
+    Args:
+        teacher: the U-Net to start from.
+        mixed: a U-Net that learned to share roles.
+        first: the U-Net that it was before.
+
+    Returns:
+        A copy of the teacher, each weight moved as far as `mixed` moved from `first`.
+    """
+    moved = copy.deepcopy(teacher)
+    for own, after, before in zip(moved.parameters(), mixed.parameters(), first.parameters(), strict=True):
+        own.add_(after - before)
+    return moved
