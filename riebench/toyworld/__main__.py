@@ -22,9 +22,7 @@ STAGES = (
 
 @app.command()
 def train(
-    what: Annotated[
-        str, typer.Argument(help="vae, base, turbo, clip, clip-2, saes, judge, mixed, dit, dit-saes, or all of these")
-    ],
+    what: Annotated[str, typer.Argument(help=f"{', '.join(STAGES)}, or all of these")],
     work: Annotated[Path, typer.Option(help="folder for pictures, checkpoints and logs")] = Path("toywork"),
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option(help="compile the network: minutes to start, then faster")] = False,

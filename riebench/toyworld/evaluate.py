@@ -28,7 +28,7 @@ from riebench.models.loading import LoadedModel, load_model
 from riebench.models.presets import judge_for
 from riebench.saes.formats import load_saes
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, JUDGES, UNREADABLE_LABEL, Judge
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, JUDGES, UNREADABLE_LABEL, Judge, Values
 from riebench.scoring.metrics.lpips import LpipsModel
 from riebench.toyworld.captions import caption
 from riebench.toyworld.data import held_out_scenes
@@ -129,16 +129,16 @@ def share_right(found: NDArray[np.int64], scenes: Sequence[Scene]) -> dict[str, 
     return {name: round(float((found[:, i] == true[:, i]).mean()), 4) for i, name in enumerate(ATTRIBUTES)}
 
 
-def judge_figures(sizes: Sizes) -> Figures:
-    """Measure the judge on held-out renders.
+def judge_figures(sizes: Sizes, judge: str = "judge") -> Figures:
+    """Measure a judge on held-out renders of its world.
 
     The figures are the share of attributes that it reads, and its accuracy among these.
     """
-    scenes = held_out_scenes(sizes.renders, seed=901)
+    scenes = held_out_scenes(sizes.renders, seed=901, values=JUDGES[judge])
     images = np.stack(
         [render(scene, 9_000_000 + i).image for i, scene in enumerate(ProgressBar(scenes, title="judge"))]
     )
-    found, true = Judge.load().labels(images), np.array([scene.labels() for scene in scenes])
+    found, true = Judge.load(judge).labels(images), np.array([scene.labels() for scene in scenes])
     read = found != UNREADABLE_LABEL
     by_attribute = {
         name: round(float((found == true)[read[:, i], i].mean()), 4) if read[:, i].any() else 0.0
@@ -157,20 +157,24 @@ def load_clip(asset: str) -> tuple[Any, Any, Any]:
     return model.eval(), transform, open_clip.get_tokenizer(name)  # the factory returns it in training mode
 
 
-def clip_figures(sizes: Sizes, key: str = "clip") -> Figures:
+def clip_figures(sizes: Sizes, key: str = "clip", asset: str | None = None, values: Values = ATTRIBUTES) -> Figures:
     """Measure the share of renders whose caption a toy CLIP finds among 100.
 
     Args:
         sizes: pictures to measure.
         key: of `CLIPS`.
+        asset: the CLIP's; None is that of `CLIPS`.
+        values: those of its world.
     """
-    scenes = held_out_scenes(sizes.clip_pictures, seed=903)
+    scenes = held_out_scenes(sizes.clip_pictures, seed=903, values=values)
     images = np.stack([render(scene, 9_100_000 + i).image for i, scene in enumerate(scenes)])
-    top1, near_misses = choose_captions(CLIPS[key], scenes, images)
+    top1, near_misses = choose_captions(asset or CLIPS[key], scenes, images, values)
     return {f"{key}_top1": top1, f"{key}_near_misses": near_misses}
 
 
-def choose_captions(asset: str, scenes: Sequence[Scene], images: Images) -> tuple[float, float]:
+def choose_captions(
+    asset: str, scenes: Sequence[Scene], images: Images, values: Values = ATTRIBUTES
+) -> tuple[float, float]:
     """Let a toy CLIP choose the caption of each picture among 100.
 
     10 of the captions differ from the right one in one attribute only; a choice among them is a near miss.
@@ -179,6 +183,7 @@ def choose_captions(asset: str, scenes: Sequence[Scene], images: Images) -> tupl
         asset: the CLIP's.
         scenes: N scenes.
         images: uint8 [N, 64, 64, 3], their pictures.
+        values: those of the world.
 
     Returns:
         Share of right choices and share of near misses.
@@ -189,12 +194,13 @@ def choose_captions(asset: str, scenes: Sequence[Scene], images: Images) -> tupl
     for scene, image in ProgressBar(zip(scenes, images, strict=True), title=asset, total=len(scenes)):
         near: set[Scene] = set()
         while len(near) < 10:
-            attribute = rng.choice(list(ATTRIBUTES))
-            near.add(scene.with_value(attribute, rng.choice(ATTRIBUTES[attribute])))
+            attribute = rng.choice(list(values))
+            near.add(scene.with_value(attribute, rng.choice(values[attribute])))
             near.discard(scene)
         far: set[Scene] = set()
         while len(far) < 89:
-            far.update(s for s in held_out_scenes(89 - len(far), rng.randrange(2**31)) if s != scene and s not in near)
+            drawn = held_out_scenes(89 - len(far), rng.randrange(2**31), values)
+            far.update(s for s in drawn if s != scene and s not in near)
         candidates = [scene, *sorted(near, key=str), *sorted(far, key=str)]
         with torch.inference_mode():
             picture = model.encode_image(transform(Image.fromarray(image))[None], normalize=True)

@@ -131,7 +131,8 @@ def make(
         stages[stage](_StageContext(work, torch.device(device), compiled, target, edited, leave_out, labelled))
     except TrainingFolderError as error:
         raise RiebenchError(str(error)) from error
-    write_manifest(target)
+    if target.is_dir():  # some stages export nothing
+        write_manifest(target)
 
 
 class _StageContext:

@@ -193,8 +193,20 @@ def first_world(figures: dict[str, Any]) -> str:
     )
 
 
+def scorers_sentence(figures: dict[str, Any]) -> str:
+    """Return the sentence on the judge and the CLIPs of the second world."""
+    found = figures["mixed"]["scorers"]
+    read = sum(found["judge_renders_read"].values()) / len(found["judge_renders_read"])
+    return (
+        f"The judge of the second world reads {100 * read:.0f} % of the attributes of its renders, "
+        f"{100 * found['judge_renders']:.1f} % of these correctly. Its CLIPs find the right caption of a render among "
+        f"100 in {100 * found['clip_top1']:.1f} % (toy-mixed-clip) and {100 * found['clip_2_top1']:.1f} % "
+        f"(toy-mixed-clip-2).\n"
+    )
+
+
 MIXED_PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "shares": shares_table, "recovery": recovery_table, "recovery_verdict": recovery_verdict, "reasons": reasons,
-    "tried": tried_table, "order": order_sentence, "first_world": first_world,
+    "tried": tried_table, "order": order_sentence, "first_world": first_world, "mixed_scorers": scorers_sentence,
 }  # fmt: skip
 """Mark of a part of the card -> what fills it."""

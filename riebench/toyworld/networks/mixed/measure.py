@@ -18,8 +18,10 @@ from riebench.errors import RiebenchError
 from riebench.features.inspect import usual_suite
 from riebench.models.families.sdxl.names import BLOCKS
 from riebench.models.loading import LoadedModel, load_model
+from riebench.models.presets import judge_for, scorer_for, second_scorer_for
+from riebench.scoring.metrics.judge_network import JUDGES
 from riebench.store.folder import RunFolder, find_run_folders
-from riebench.toyworld.evaluate import Sizes, accuracy_figures
+from riebench.toyworld.evaluate import Sizes, accuracy_figures, clip_figures, judge_figures
 from riebench.toyworld.networks.mixed.agreement import agreement_figures, example_figures
 from riebench.toyworld.networks.mixed.figures import PATCHING, recovery_figures
 from riebench.toyworld.networks.mixed.pictures import measure_pictures, patch_examples, stored_pictures
@@ -43,8 +45,8 @@ def measure_shares(results: Path, *, limit: int | None = None, first_world: Path
 
     Returns:
         Those of `riebench.toyworld.networks.mixed.figures.recovery_figures` and of
-        `riebench.toyworld.networks.mixed.agreement`, the accuracy of pictures without an edit, and the number of
-        examples.
+        `riebench.toyworld.networks.mixed.agreement`, the accuracy of pictures without an edit, figures of the judge and
+        the CLIPs, and the number of examples.
 
     Raises:
         RiebenchError: if a run is missing, or was scored in part only.
@@ -54,6 +56,7 @@ def measure_shares(results: Path, *, limit: int | None = None, first_world: Path
     figures = {
         "examples": int(frame["example"].nunique()),
         **accuracy_figures("mixed", model, Sizes.limited(limit)),
+        "scorers": scorer_figures(model, Sizes.limited(limit)),
         **recovery_figures(frame, SETTINGS),
         "agreement": agreement_figures(frame, SETTINGS),
         "means": example_figures(frame),
@@ -62,6 +65,15 @@ def measure_shares(results: Path, *, limit: int | None = None, first_world: Path
         other = measure_edits(first_world, load_model(FIRST_WORLD), limit=limit)
         figures["first_world"] = first_world_figures(other)
     return figures
+
+
+def scorer_figures(model: LoadedModel, sizes: Sizes) -> dict[str, Any]:
+    """Measure the judge and both CLIPs of a toy model on renders of its world."""
+    judge = judge_for(model.spec)
+    found = judge_figures(sizes, judge)
+    for key, name in (("clip", scorer_for(model.spec)), ("clip_2", second_scorer_for(model.spec))):
+        found |= clip_figures(sizes, key, name, JUDGES[judge])
+    return found
 
 
 def measure_edits(results: Path, model: LoadedModel, *, limit: int | None = None) -> pd.DataFrame:

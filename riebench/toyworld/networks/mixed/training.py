@@ -12,7 +12,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Goals:
     pairs: tuple[Pair, ...]
     below: Tensor
     above: Tensor
-    values: Values
+    values: Values = field(default_factory=lambda: ATTRIBUTES)
 
 
 def training_pairs(count: int, seed: int = SEED, values: Values = ATTRIBUTES) -> tuple[Pair, ...]:
