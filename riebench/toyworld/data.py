@@ -45,6 +45,14 @@ class Pool:
     labels: NDArray[np.uint8]
     values: Values = field(default_factory=lambda: ATTRIBUTES)
 
+    def halves(self) -> tuple[Pool, Pool]:
+        """Return the first half of the pictures and the second."""
+        half = len(self.images) // 2
+        return (
+            Pool(self.images[:half], self.labels[:half], self.values),
+            Pool(self.images[half:], self.labels[half:], self.values),
+        )
+
     def scene(self, index: int) -> Scene:
         """Return the scene of picture `index`."""
         return scene_from_labels(self.labels[index])
@@ -66,9 +74,9 @@ def scene_from_labels(labels: NDArray[np.uint8]) -> Scene:
 
 
 def evenly(values: Values) -> Values:
-    """Repeat the values that the first world has not, so that they are drawn about as often as the others together.
+    """Repeat the values that the first world has not.
 
-    The values of the first world stay as they are.
+    They are then drawn about as often as the others together. The values of the first world stay as they are.
     """
     further = {name: some[len(ATTRIBUTES[name]) :] for name, some in values.items()}
     return {
@@ -87,7 +95,7 @@ def _render_chunk(first: int, seed: int, values: Values) -> tuple[NDArray[np.uin
 
 @lru_cache(maxsize=2)
 def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, workers: int = 2) -> Pool:
-    """Render `size` training scenes of the first world, or read them if they are stored already.
+    """Render training scenes of the first world, or read them if they are stored.
 
     Held-out scenes are never among them.
 
@@ -102,9 +110,9 @@ def training_pool(folder: Path, size: int = POOL_SIZE, seed: int = POOL_SEED, wo
 
 @lru_cache(maxsize=2)
 def wide_pool(folder: Path, size: int = WIDE_POOL_SIZE, seed: int = WIDE_POOL_SEED, workers: int = 2) -> Pool:
-    """Render `size` training scenes of the second world, or read them; arguments as those of `training_pool`.
+    """Render training scenes of the second world, or read them if they are stored.
 
-    About half of the values are ones that the first world has not.
+    About half of the values are ones that the first world has not. Arguments are those of `training_pool`.
     """
     return _pool(folder / f"wide_{size}_{seed}.npz", size, seed, workers, WIDE_ATTRIBUTES)
 

@@ -166,7 +166,7 @@ class _StageContext:
         return wide_pool(self.work)
 
     def shipped(self, name: str) -> Path:
-        """Return the folder of a finished model: the exported one, or else the one that ships with the package."""
+        """Return the folder of a finished model, exported or else shipped."""
         exported = self.assets / name
         return exported if exported.is_dir() else asset_folder(name)
 
@@ -188,7 +188,7 @@ class _StageContext:
         return vae.requires_grad_(False).eval()
 
     def unet(self, stage: str, *, planted: bool = True) -> UNet2DConditionModel:
-        """Load a stage's trained U-Net, and keep its planted roles in what follows, if it has any."""
+        """Load a stage's trained U-Net; planted roles stay fixed in training."""
         unet = UNet2DConditionModel.from_pretrained(self._require_result(stage))
         if planted:
             diffusion.plant_roles(unet)
@@ -287,7 +287,7 @@ def _mixed_teacher(context: _StageContext) -> None:
 
 
 def _clip(context: _StageContext) -> None:
-    trained = clip.train(context.pool, context.work, context.device).cpu()
+    trained = clip.train(context.pool.halves()[1], context.work, context.device).cpu()
     clip.save(trained, clip.model_config(), context.clear_asset("toy-clip"))
 
 
@@ -298,8 +298,9 @@ def _second_clip(context: _StageContext) -> None:
 
 
 def _mixed_clip(context: _StageContext) -> None:
+    pool = wide_pool(context.work, clip.WIDE_CONFIG["pictures"], clip.WIDE_CONFIG["seed"])
     trained = clip.train(
-        context.wide_pool, context.work, context.device, name="mixed-clip", config=clip.WIDE_CONFIG,
+        pool, context.work, context.device, name="mixed-clip", config=clip.WIDE_CONFIG,
         start=context.shipped("toy-clip"),
     ).cpu()  # fmt: skip
     name = "toy-mixed-clip"
@@ -307,7 +308,7 @@ def _mixed_clip(context: _StageContext) -> None:
 
 
 def _mixed_second_clip(context: _StageContext) -> None:
-    pool = wide_pool(context.work, second_clip.WIDE_POOL_SIZE, second_clip.POOL_SEED)
+    pool = wide_pool(context.work, second_clip.WIDE_CONFIG["pictures"], second_clip.WIDE_CONFIG["seed"])
     trained = second_clip.train(
         pool, context.work, context.device, name="mixed-clip-2", config=second_clip.WIDE_CONFIG,
         start=context.shipped("toy-clip-2"),

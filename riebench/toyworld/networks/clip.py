@@ -27,8 +27,8 @@ from riebench.toyworld.scenes import Scene
 
 SEED = 51
 CONFIG: dict[str, Any] = {"steps": 1800, "batch": 96, "learning_rate": 1.5e-3, "seed": SEED}
-WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 900, "learning_rate": 1e-3, "seed": SEED + 1}
-"""That of the second world's CLIP, which starts from the first's."""
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 2000, "pictures": 20_000, "seed": SEED + 2}
+"""That of the second world's CLIP, which starts from the first's; `pictures` of its own are rendered for it."""
 CONTEXT = 32
 EMBED_DIM = 96
 WEIGHTS = "open_clip_model.safetensors"
@@ -120,7 +120,7 @@ def load_known(clip: CLIP, folder: Path, values: Values) -> None:
 
 
 def contrastive_sentences(scenes: Sequence[Scene], rng: random.Random, values: Values) -> list[str]:
-    """Word the caption of each scene, then for each that of a scene that differs in one attribute."""
+    """Word captions of scenes, then those of scenes that differ in one attribute."""
     own = [caption(scene, rng) for scene in scenes]
     return own + [caption(changed_scene(scene, rng, values), rng) for scene in scenes]
 
@@ -129,7 +129,7 @@ def train(
     pool: Pool, work: Path, device: torch.device, *, name: str = "clip", config: dict[str, Any] = CONFIG,
     start: Path | None = None,
 ) -> CLIP:  # fmt: skip
-    """Train the CLIP contrastively on the second half of the pool.
+    """Train the CLIP contrastively.
 
     For every picture, the negatives include a caption that differs from its own in one attribute.
 
@@ -147,11 +147,10 @@ def train(
         load_known(model.clip, start, pool.values)
     model = model.to(device)
     tokenizer = build_tokenizer(pool.values)
-    first = len(pool.images) // 2
 
     def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator, rng = step_generator(seed, step), random.Random(seed * 10_000_019 + step)
-        indices = first + torch.randint(len(pool.images) - first, (config["batch"],), generator=generator)
+        indices = torch.randint(len(pool.images), (config["batch"],), generator=generator)
         sentences = contrastive_sentences([pool.scene(int(i)) for i in indices], rng, pool.values)
         images = augment(torch.from_numpy(pool.images[indices.numpy()]), generator)
         tokens = tokenizer(sentences, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")

@@ -32,12 +32,11 @@ CONFIG: dict[str, Any] = {
     "steps": 3600, "batch": 96, "learning_rate": 2e-3, "seed": SEED, "reach": 8, "fewer_moved": 3000,
 }  # fmt: skip
 """`fewer_moved`: step from which fewer pictures are moved against the network, which costs it some sharpness."""
-WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 800, "learning_rate": 1.5e-3, "seed": SEED + 1, "fewer_moved": 650}
-"""That of the second world's second CLIP, which starts from the first's."""
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 2000, "pictures": 16_000, "seed": SEED + 1, "fewer_moved": 1700}
+"""That of the second world's second CLIP, which starts from the first's; `pictures` of its own are rendered for it."""
 EMBED_DIM = 64
 POOL_SIZE = 12_000
 POOL_SEED = 20_250_313
-WIDE_POOL_SIZE = 8_000
 REACH = CONFIG["reach"] / 127.5
 """Farthest that a pixel of [-1, 1] is moved against the network: 8 of 255."""
 

@@ -125,10 +125,13 @@ def token_of(tokenizer: CLIPTokenizer, piece: str) -> int:
 
 
 def meaning_vectors(values: Values = ATTRIBUTES) -> dict[str, Tensor]:
-    """Return the vector of every word that means something in a world: word -> float [128].
+    """Return the vector of every word with a meaning: word -> float [128].
 
     Values of one subspace are orthogonal; words for the same value share its vector up to a little noise. A word of the
     first world has the same vector in every world: further values get the axes and the noise that it leaves.
+
+    Args:
+        values: those of the world.
     """
     first, further = (torch.Generator().manual_seed(seed) for seed in (TEXT_SEED, FURTHER_SEED))
     vectors: dict[str, Tensor] = {}

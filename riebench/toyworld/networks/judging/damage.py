@@ -165,7 +165,12 @@ def _mean_over(weights: Floats, region: Mask) -> float:
 
 
 def hue_reading(color: Floats, values: Values = ATTRIBUTES) -> int:
-    """Return the label of an object's color, RGB in 0..255, by its hue, in a world with the given values."""
+    """Return the label of an object's color, RGB in 0..255, by its hue.
+
+    Args:
+        color: float [3].
+        values: those of the world; colors that it has not are unreadable.
+    """
     red, green, blue = (float(v) for v in color)
     high, low = max(color), min(color)
     if high - low < 1:

@@ -142,7 +142,9 @@ def train_wide(sources: Mapping[str, LabelledPool], start: Path, work: Path, dev
 
 @torch.no_grad()
 def widened(state: dict[str, Tensor]) -> JudgeNetwork:
-    """Build the second world's judge with the weights of the first's; its further values are drawn at random.
+    """Build the second world's judge with the weights of the first's.
+
+    Weights of further values are drawn at random.
 
     Args:
         state: weights of the first world's judge.
@@ -160,8 +162,8 @@ def widened(state: dict[str, Tensor]) -> JudgeNetwork:
 
 def first_half(pool: Pool) -> LabelledPool:
     """Return the renders that a judge learns from; the CLIP has the others."""
-    half = len(pool.images) // 2
-    return LabelledPool(pool.images[:half], pool.labels[:half].astype(np.int8))
+    first = pool.halves()[0]
+    return LabelledPool(first.images, first.labels.astype(np.int8))
 
 
 def _train_part(
