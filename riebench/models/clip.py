@@ -94,6 +94,8 @@ class ClipSpec:
 SCORERS: dict[str, ClipSpec] = {
     "toy-clip": ClipSpec("toy-clip", asset="toy-clip"),
     "toy-clip-2": ClipSpec("toy-clip-2", asset="toy-clip-2"),
+    "toy-mixed-clip": ClipSpec("toy-mixed-clip", asset="toy-mixed-clip"),
+    "toy-mixed-clip-2": ClipSpec("toy-mixed-clip-2", asset="toy-mixed-clip-2"),
     # From open_clip 2.29 on, plain ViT-L-14 with these weights runs the wrong activation with only a warning.
     "clip-l14": ClipSpec(
         "ViT-L-14-quickgelu", "openai", "QuickGELU", revision="18d0535469bb561bf468d76c1d73aa35156c922b"

@@ -34,8 +34,10 @@ SUITE_ALIASES: dict[str, str] = {"photos": "sdxl"}
 The suite `photos` was written for SDXL and first named for it; any text-to-image model of photographs can run it. Both
 names work for good, and both make the same runs.
 """
-DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo"}
+DEFAULT_MODELS: dict[str, str] = {"toy": "toy-turbo", "toy-mixed": "toy-mixed"}
 """Suite -> model preset that it is meant for; all others are for SDXL Turbo."""
+SHARED_SETTINGS: dict[str, str] = {"toy-mixed": "toy"}
+"""Suite -> the suite whose official configurations it has too."""
 
 
 def load_suite(

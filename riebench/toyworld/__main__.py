@@ -144,7 +144,7 @@ def tasks(
 @app.command()
 def card(
     check: Annotated[bool, typer.Option(help="only looks, and fails if the card is out of date")] = False,
-    pictures: Annotated[bool, typer.Option(help="draws its picture anew too")] = False,
+    pictures: Annotated[bool, typer.Option(help="draws its pictures anew too")] = False,
     file: Annotated[Path, typer.Option(help="the card")] = Path("docs/toyworld.md"),
 ) -> None:
     """Bring the model card's figures up to date with the stored ones.
@@ -155,7 +155,8 @@ def card(
 
     write_card(file, file.with_suffix(".json"), check=check)
     if pictures and not check:
-        typer.echo(write_pictures(file.parent / "images"))
+        for path in write_pictures(file.parent / "images"):
+            typer.echo(path)
 
 
 def main() -> None:

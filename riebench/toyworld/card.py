@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,35 +191,55 @@ def write_card(card: Path, figures_file: Path, *, check: bool = False) -> None:
         card.write_text(after, encoding="utf-8")
 
 
+EDITS = 3
+"""Edits of each category in a picture."""
+
+
 def category_pairs() -> dict[str, list[tuple[Scene, Scene]]]:
     """Draw three held-out edits of each category, the same at every call."""
     rng = random.Random(911)
-    return {category: [random_edit(category, rng) for _ in range(3)] for category in CATEGORY_ATTRIBUTE}
+    return {category: [random_edit(category, rng) for _ in range(EDITS)] for category in CATEGORY_ATTRIBUTE}
 
 
-def write_pictures(folder: Path) -> Path:
-    """Draw the card's picture.
+def write_pictures(folder: Path) -> list[Path]:
+    """Draw the card's pictures, one of each world.
 
-    Each category has a row of three edits, source and target as toy-turbo generates them in 4 steps.
+    Each category has a row of three edits, source and target: held-out ones as toy-turbo generates them in 4 steps, and
+    the first ones of its suite as toy-mixed does in one.
 
     Args:
-        folder: gets the picture.
+        folder: gets the pictures.
 
     Returns:
-        The file.
+        The files.
     """
+    from riebench.tasks.suites import load_suite
+    from riebench.toyworld.captions import caption
+
+    first = {
+        category: [caption(scene) for pair in pairs for scene in pair] for category, pairs in category_pairs().items()
+    }
+    second = {
+        task.category: [prompt for one in task.examples[:EDITS] for prompt in (one.source, one.target)]
+        for task in load_suite("toy-mixed")
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        _write_picture(folder / "toyworld.png", "toy-turbo", first),
+        _write_picture(folder / "toyworld-mixed.png", "toy-mixed", second),
+    ]
+
+
+def _write_picture(path: Path, model: str, prompts: Mapping[str, Sequence[str]]) -> Path:
+    """Draw a row of edits for each category; prompts are sources and targets by turns."""
     from riebench.generation.generator import Generator
     from riebench.models.loading import load_model
-    from riebench.toyworld.captions import caption
     from riebench.utils.images import encode_png, grid
 
-    generator = Generator(load_model("toy-turbo"))
+    generator = Generator(load_model(model))
     rows: list[tuple[str, list[NDArray[np.uint8] | None]]] = []
-    for row, (category, pairs) in enumerate(category_pairs().items()):
-        captions = [caption(scene) for pair in pairs for scene in pair]
-        images = generator.generate(captions, [1000 * row + i // 2 for i in range(len(captions))]).images
+    for row, (category, words) in enumerate(prompts.items()):
+        images = generator.generate(list(words), [1000 * row + i // 2 for i in range(len(words))]).images
         rows.append((category.replace("_", " "), list(images)))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "toyworld.png"
-    path.write_bytes(encode_png(grid(["source", "target"] * 3, rows)))
+    path.write_bytes(encode_png(grid(["source", "target"] * EDITS, rows)))
     return path

@@ -176,7 +176,7 @@ class _StageContext:
 
     def vae(self, stage: str = "vae") -> AutoencoderKL:
         """Load a stage's trained autoencoder."""
-        return AutoencoderKL.from_pretrained(self._require_result(stage)).requires_grad_(False).eval()
+        return AutoencoderKL.from_pretrained(self.require_result(stage)).requires_grad_(False).eval()
 
     def shipped_unet(self, name: str) -> UNet2DConditionModel:
         """Load the U-Net of a finished model, in float32."""
@@ -189,7 +189,7 @@ class _StageContext:
 
     def unet(self, stage: str, *, planted: bool = True) -> UNet2DConditionModel:
         """Load a stage's trained U-Net; planted roles stay fixed in training."""
-        unet = UNet2DConditionModel.from_pretrained(self._require_result(stage))
+        unet = UNet2DConditionModel.from_pretrained(self.require_result(stage))
         if planted:
             diffusion.plant_roles(unet)
         return unet.to(device=self.device, memory_format=torch.channels_last)
@@ -205,7 +205,8 @@ class _StageContext:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    def _require_result(self, stage: str) -> Path:
+    def require_result(self, stage: str) -> Path:
+        """Return the folder of a stage's result; refuse if there is none."""
         folder = self.result_folder(stage)
         if not folder.is_dir():
             raise RiebenchError(f"{folder} is missing: run `python -m riebench.toyworld train {stage}` first")
@@ -231,10 +232,10 @@ def _latents(path: Path, pool: Pool, autoencoder: AutoencoderKL, context: _Stage
 
 def _train_base(
     context: _StageContext, stage: str, unet: UNet2DConditionModel, pool: Pool, latents: Tensor,
-    config: dict[str, float],
+    config: dict[str, float], hard: Tensor | None = None,
 ) -> UNet2DConditionModel:  # fmt: skip
     unet = unet.to(device=context.device, memory_format=torch.channels_last)
-    loss = diffusion.base_loss(context.maybe_compile(unet), pool, latents, context.device, config)
+    loss = diffusion.base_loss(context.maybe_compile(unet), pool, latents, context.device, config, hard)
     fit(Stage(stage, config, unet, loss, int(config["steps"]), config["learning_rate"], warmup=200), context.work)
     diffusion.plant_roles(unet)  # exact zeros in what ships, whatever an old checkpoint held
     unet.save_pretrained(context.result_folder(stage))
@@ -261,6 +262,7 @@ def _base(context: _StageContext) -> None:
 
 
 def _turbo(context: _StageContext) -> None:
+    context.require_result("base")
     latents = _latents(context.work / "vae" / "latents.pt", context.pool, context.vae(), context)
     unet = _distil(context, "turbo", "base", context.pool, latents, diffusion.TURBO_CONFIG)
     export("toy-turbo", unet, context.vae(), context.clear_asset("toy-turbo"))
@@ -273,16 +275,22 @@ def _wide_latents(context: _StageContext) -> Tensor:
 
 
 def _mixed_base(context: _StageContext) -> None:
-    unet = context.shipped_unet("toy-base")
-    diffusion.plant_roles(unet)
+    pool, latents = context.wide_pool, _wide_latents(context)
+    if not context.result_folder("mixed-base-first").is_dir():
+        unet = context.shipped_unet("toy-base")
+        diffusion.plant_roles(unet)
+        _train_base(context, "mixed-base-first", unet, pool, latents, diffusion.WIDE_BASE_CONFIG)
     _train_base(
-        context, "mixed-base", unet, context.wide_pool, _wide_latents(context), diffusion.WIDE_BASE_CONFIG
+        context, "mixed-base", context.unet("mixed-base-first"), pool, latents, diffusion.WIDE_PATTERNS_CONFIG,
+        diffusion.patterned(pool),
     )  # fmt: skip
 
 
 def _mixed_teacher(context: _StageContext) -> None:
+    context.require_result("mixed-base")
     _distil(
-        context, "mixed-teacher", "mixed-base", context.wide_pool, _wide_latents(context), diffusion.WIDE_TURBO_CONFIG
+        context, "mixed-teacher", "mixed-base", context.wide_pool, _wide_latents(context),
+        diffusion.WIDE_TURBO_CONFIG,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import scored_runs
 import torch
 from scored_runs import TASKS, key_of, noise, stored_run
 from tiny_clip import VISION, tiny_clip_folder
@@ -20,12 +22,13 @@ from riebench.analysis.leaderboard import make_leaderboard
 from riebench.analysis.tables import per_method
 from riebench.errors import MetricError, RiebenchError
 from riebench.models.clip import HUB_NAMES, SCORERS, ClipSpec, identity, load_open_clip, locate, scorer_pair
-from riebench.models.presets import PRESETS, second_scorer_for
+from riebench.models.presets import PRESETS, judge_for, scorer_for, second_scorer_for
 from riebench.models.spec import ModelSpec
 from riebench.scoring.metrics.clip import ClipScorer
-from riebench.scoring.metrics.networks import parse_weights
+from riebench.scoring.metrics.networks import Networks, parse_weights
 from riebench.scoring.score import score
 from riebench.store.folder import RunFolder
+from riebench.tasks.schema import Attributes
 from riebench.utils.markup import csv_rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -198,17 +201,37 @@ def test_options_of_the_command_line() -> None:
         parse_weights(["dino=/no/such"])
 
 
-def test_which_models_have_a_second_scorer() -> None:
-    def spec(preset: str) -> ModelSpec:
-        return ModelSpec(
-            name="n", source=PRESETS[preset].spec_source, revision=None, steps=1, guidance=0, size=64, dtype="float32"
-        )
+def spec(preset: str) -> ModelSpec:
+    return ModelSpec(
+        name="n", source=PRESETS[preset].spec_source, revision=None, steps=1, guidance=0, size=64, dtype="float32"
+    )
 
-    shipped = ("toy-turbo", "toy-base", "toy-mixed", "toy-dit")
+
+def test_which_models_have_a_second_scorer() -> None:
+    shipped = ("toy-turbo", "toy-base", "toy-dit")
     assert {second_scorer_for(spec(name)) for name in shipped} == {"toy-clip-2"}
+    assert (scorer_for(spec("toy-mixed")), second_scorer_for(spec("toy-mixed"))) == (
+        "toy-mixed-clip", "toy-mixed-clip-2",
+    )  # fmt: skip
     assert second_scorer_for(spec("sdxl-turbo")) == second_scorer_for(spec("sdxl-base")) == "siglip2-b16"
     own = spec("toy-turbo").model_copy(update={"source": "own/model"})
     assert second_scorer_for(own) == "siglip2-b16"
+
+
+def test_each_toy_world_is_read_by_its_own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {judge_for(spec(name)) for name in ("toy-turbo", "toy-base", "toy-dit", "sdxl-turbo")} == {"judge"}
+    assert judge_for(spec("toy-mixed")) == "judge-mixed"
+    assert judge_for(spec("toy-mixed").model_copy(update={"source": "own/model"})) == "judge"
+    first, second = (Networks(judge=name).identity("judge") for name in ("judge", "judge-mixed"))
+    assert re.fullmatch(r"toy-judge@[0-9a-f]{12}", first) and re.fullmatch(r"toy-judge-mixed@[0-9a-f]{12}", second)
+    stated = Attributes(source={"color": "blue", "object": "car"}, target={"color": "red", "object": "car"})
+    examples = tuple(one.model_copy(update={"attributes": stated}) for one in TASKS[0].examples)
+    monkeypatch.setattr(scored_runs, "EXAMPLES", examples)
+    tasks = [TASKS[0].model_copy(update={"examples": examples})]
+    for model, judge in (("toy-turbo", first), ("toy-mixed", second)):
+        folder = stored_run(tmp_path / model, PRESETS[model].spec_source)
+        score([folder], tasks, metrics=["judge_kept"], progress=False)
+        assert {one.backbone for one in folder.scores().values()} == {judge}
 
 
 def test_the_toy_world_is_scored_by_two_clips_that_ship(tmp_path: Path) -> None:

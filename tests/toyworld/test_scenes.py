@@ -23,8 +23,8 @@ def test_labels_and_values_agree() -> None:
 
 
 def test_a_value_outside_the_world_is_refused() -> None:
-    with pytest.raises(ValueError, match="color 'pink' is not in the toy world; accepted: red, "):
-        Scene("cat", "pink")
+    with pytest.raises(ValueError, match="color 'gold' is not in the toy world; accepted: red, "):
+        Scene("cat", "gold")
 
 
 def test_categories_are_the_benchmarks() -> None:

@@ -319,7 +319,11 @@ def mixed() -> dict[str, Any]:
     compared = agreement_figures(frame, ["sae"])
     few.undo()
     return {
-        "mixed_accuracy": 0.99, **recovery_figures(frame, ["sae"]), "agreement": compared,
+        "mixed_accuracy": 0.99, "mixed_by_attribute": {"object": 1.0, "material": 0.9},
+        "scorers": {
+            "judge_renders": 0.99, "judge_renders_read": {"object": 0.8, "color": 0.9}, "clip_top1": 0.9,
+            "clip_2_top1": 0.7,
+        }, **recovery_figures(frame, ["sae"]), "agreement": compared,
         "means": example_figures(frame),
         "first_world": {"agreement": compared, "planted": {PATCHING: 0.9, "sae by margin": 0.8}},
     }  # fmt: skip
@@ -344,6 +348,7 @@ def test_the_card_shows_tables_and_verdicts(mixed: dict[str, Any]) -> None:
     text = fill_card(marks, {"mixed": mixed})
     assert "| change color | up.0.1 | 0.55 | 0.5" in text and "OUTDATED" not in text
     assert "| patching | 0.9" in text and "| `sae` by margin | 0.9" in text
+    assert "least of them the material, 90.0 %" in text and "reads 85 % of the attributes" in text
     assert "**By margin the table clears the bar**" in text and "The margin is the better one there too" in text
     found = mixed["agreement"]["sae"]
     for value, verdict in ((BAR - 0.01, "misses"), (BAR, "clears")):

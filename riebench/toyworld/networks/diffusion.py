@@ -33,8 +33,18 @@ BASE_CONFIG = {
     "hard_share": 0.4, "seed": BASE_SEED,
 }  # fmt: skip
 TURBO_CONFIG = {"steps": 160, "batch": 32, "learning_rate": 4e-4, "guidance": 2.0, "seed": TURBO_SEED}
-WIDE_BASE_CONFIG = {**BASE_CONFIG, "steps": 1200, "learning_rate": 1e-3, "hard_share": 0.2, "seed": BASE_SEED + 1}
+WIDE_BASE_CONFIG = {**BASE_CONFIG, "steps": 1600, "learning_rate": 1e-3, "hard_share": 0.2, "seed": BASE_SEED + 1}
 """That of the second world's base model, which starts from toy-base."""
+WIDE_PATTERNS_CONFIG = {
+    **WIDE_BASE_CONFIG,
+    "steps": 1000,
+    "learning_rate": 8e-4,
+    "hard_share": 0.5,
+    "seed": BASE_SEED + 2,
+}
+"""That of its second part, in which half of a batch are patterned objects in crisp styles: patterns come last."""
+BLURRED_STYLES = ("watercolor", "pixel")
+"""Styles in which a pattern is a few blots or cells."""
 WIDE_TURBO_CONFIG = {**TURBO_CONFIG, "seed": TURBO_SEED + 1}
 TURBO_TIMESTEPS = (999, 749, 499, 249)
 BLOCK_MODULES = {
@@ -183,9 +193,19 @@ def base_indices(
     return torch.where(torch.rand(batch, generator=generator) < config["hard_share"], among_hard, anywhere)
 
 
+def patterned(pool: Pool) -> Tensor:
+    """Find the pictures of patterned objects in crisp styles, int64 [M]."""
+    chosen = torch.ones(len(pool.labels), dtype=torch.bool)
+    chosen[pool.having(material="plain")] = False
+    for style in BLURRED_STYLES:
+        chosen[pool.having(style=style)] = False
+    return chosen.nonzero()[:, 0]
+
+
 def base_loss(
-    unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device, config: Mapping[str, float] = BASE_CONFIG
-) -> Callable[[int], Tensor]:
+    unet: nn.Module, pool: Pool, latents: Tensor, device: torch.device, config: Mapping[str, float] = BASE_CONFIG,
+    hard: Tensor | None = None,
+) -> Callable[[int], Tensor]:  # fmt: skip
     """Build the loss of a base model: mean squared error of v on noised latents.
 
     High noise levels are drawn more often (density rising with t): there the caption alone decides the picture, and
@@ -194,11 +214,19 @@ def base_loss(
     model that relied on it would ignore the caption's "night" when it starts from pure noise.
     Captions are dropped now and then for classifier-free guidance; the unconditional embedding is all zeros, as in
     the SDXL pipeline for an absent negative prompt.
+
+    Args:
+        unet: the network.
+        pool: the training pictures.
+        latents: theirs.
+        device: of the network.
+        config: the stage's settings.
+        hard: pictures that are drawn more often, int64 [M]; None for tilted and pixelated ones.
     """
     embed = CaptionEmbedder(pool.values)
     schedule = alphas_cumprod()
     predict = predictor(unet, device)
-    hard = pool.having(pose="tilted", style="pixel")
+    hard = pool.having(pose="tilted", style="pixel") if hard is None else hard
     batch, start, seed = (int(config[name]) for name in ("batch", "start_level", "seed"))
 
     def loss(step: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from riebench.scoring.metrics.judge_network import ATTRIBUTES
 from riebench.toyworld.captions import MEANING_WORDS, vocabulary
 from riebench.toyworld.networks.text import CONTEXT, build_tokenizers, meaning_vectors, token_of
 
@@ -89,11 +90,15 @@ def _pooled_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             parameter.zero_()
     text.embeddings.position_embedding.weight.zero_()
     text.embeddings.token_embedding.weight.zero_()
-    values = [(name, value) for name in POOLED_ATTRIBUTES for value in sorted({*MEANING_WORDS[name].values()})]
+    meanings = {
+        name: {word: value for word, value in MEANING_WORDS[name].items() if value in ATTRIBUTES[name]}
+        for name in POOLED_ATTRIBUTES
+    }
+    values = [(name, value) for name, words in meanings.items() for value in sorted({*words.values()})]
     generator = torch.Generator().manual_seed(POOLED_SEED)
     axes = torch.linalg.qr(torch.randn(POOLED, POOLED, generator=generator)).Q
-    for name in POOLED_ATTRIBUTES:
-        for word, value in MEANING_WORDS[name].items():
+    for name, words in meanings.items():
+        for word, value in words.items():
             text.embeddings.token_embedding.weight[token_of(tokenizer, word)] = axes[values.index((name, value))]
     return encoder
 

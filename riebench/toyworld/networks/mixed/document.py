@@ -89,12 +89,15 @@ def recovery_verdict(figures: dict[str, Any]) -> str:
             f"block is that of patching in {named} of {len(CATEGORY_ATTRIBUTE)} categories."
         )
     null = [100 * found["null"]["significant"] for found in mixed["recovery"].values()]
+    by_attribute: dict[str, float] = mixed["mixed_by_attribute"]
+    least = min(by_attribute, key=by_attribute.__getitem__)
     doubt = f" The intervals of {', '.join(doubtful)} hold the bar, so other examples might say otherwise."
     return (
         f"A table was to agree with patching by a rank correlation of at least {BAR:g}. {' '.join(reversed(parts))}"
         f"{doubt if doubtful else ''} In "
         f"null worlds a table's correlation with the planted shares is significant in {min(null):.1f} to "
-        f"{max(null):.1f} %. Without an edit, {100 * mixed['mixed_accuracy']:.1f} % of the attributes are right.\n"
+        f"{max(null):.1f} %. Without an edit, {100 * mixed['mixed_accuracy']:.1f} % of the attributes are right, "
+        f"least of them the {least}, {100 * by_attribute[least]:.1f} %.\n"
     )
 
 
