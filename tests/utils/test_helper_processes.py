@@ -80,6 +80,17 @@ def test_what_a_killed_helper_had_is_done_here() -> None:
     with helper_processes(True, count=1) as apply:
         numbers = list(range(6))
         assert apply(partial(end_helper, parent=os.getpid()), numbers, numbers) == [-number for number in numbers]
+        assert apply(square, numbers, numbers) == [number**2 for number in numbers]
+
+
+@pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), ImportError("no _multiprocessing")])
+def test_a_system_without_locks_between_processes_gets_none(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_pool(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(helpers, "ProcessPoolExecutor", refuse_pool)
+    with helper_processes(True, count=1) as apply:
+        assert apply is apply_here
 
 
 PROGRAM = """

@@ -70,18 +70,27 @@ def helper_processes(wanted: bool, modules: Sequence[str] = (), count: int | Non
         count: number of helpers; None for the number of cores left, at most `MOST_HELPERS`.
     """
     helpers = min(MOST_HELPERS, usable_cores() - 1) if count is None else count
-    if not wanted or helpers < 1:
+    pool = _start(helpers, modules) if wanted and helpers > 0 else None
+    if pool is None:
         yield apply_here
         return
-    # Not forked: threads of libraries do not survive that.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(helpers, context, initializer=_prepare, initargs=(os.getpid(),)) as pool:
+    try:
+        yield partial(_share, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(count: int, modules: Sequence[str]) -> ProcessPoolExecutor | None:
+    """Start helpers; None where the system lets a process have none."""
+    try:
+        # Not forked: threads of libraries do not survive that.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(count, context, initializer=_prepare, initargs=(os.getpid(),))
         # They start now, beside what this process does before it has work for them.
         pool.submit(_import, modules)
-        try:
-            yield partial(_share, pool)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    except (OSError, ImportError, NotImplementedError):
+        return None
+    return pool
 
 
 def _share(
@@ -89,7 +98,10 @@ def _share(
 ) -> list[Result]:
     # Large items first, so that all processes end at about the same time.
     order = sorted(range(len(items)), key=lambda at: -sizes[at])
-    given = {at: pool.submit(function, items[at]) for at in order}
+    try:
+        given = {at: pool.submit(function, items[at]) for at in order}
+    except BrokenProcessPool:
+        return apply_here(function, items, sizes)
     done = {at: _call(function, items[at]) for at in order if given[at].cancel()}
     return [done[at].result() if at in done else _result(given[at], function, item) for at, item in enumerate(items)]
 
