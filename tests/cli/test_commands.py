@@ -107,7 +107,7 @@ def complete(*words: str) -> list[str]:
 
 
 def test_shells_complete_names_without_heavy_imports() -> None:
-    assert complete("run", "--suite", "") == ["photos", "sdxl", "toy"]
+    assert complete("run", "--suite", "") == ["photos", "sdxl", "toy", "toy-mixed"]
     assert complete("run", "--suite", "sdxl", "sae_k1") == ["sae_k160"]
     assert complete("score", "--metrics", "lpips,clip_g") == ["lpips,clip_gain", "lpips,clip_gain_2"]
 

@@ -445,6 +445,7 @@ def test_a_refusal_alone_is_no_change_of_an_attribute(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("riebench.paper.measure.Networks.get", get)
     monkeypatch.setattr("riebench.paper.measure.is_judged", lambda spec: True)
+    monkeypatch.setattr("riebench.paper.measure.judge_for", lambda spec: "judge")
     samples = [PromptSample(name, "a prompt", 0, 0) for name in ("a", "b")]
     job: Any = SimpleNamespace(device="cpu")
     spec: Any = None
