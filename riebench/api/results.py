@@ -266,10 +266,7 @@ class Results:
 
     def _lines(self) -> list[tuple[str, str, str, str, int]]:
         """Return what is listed of each run."""
-        return [
-            (*run.place, run.folder.spec.setting.method, sum(run.folder.expected.values()))
-            for run in self._runs[:SHOWN_RUNS]
-        ]
+        return [(*run.place, run.folder.spec.setting.method, run.folder.n_expected) for run in self._runs[:SHOWN_RUNS]]
 
     def _title(self) -> str:
         more = "" if len(self) <= SHOWN_RUNS else f", the first {SHOWN_RUNS} of them"

@@ -69,7 +69,7 @@ def may_rebuild(shown: Iterable[RunFolder], touched: Collection[Path], units: in
         touched: paths of those that the command wrote to.
         units: number of the command's units.
     """
-    others = sum(sum(folder.expected.values()) for folder in shown if folder.path not in touched)
+    others = sum(folder.n_expected for folder in shown if folder.path not in touched)
     return others <= MOST_OTHERS * units
 
 

@@ -148,7 +148,7 @@ def figures_of(quality: RungQuality) -> Mapping[str, Mapping[str, float]]:
 
 def _is_complete(folder: RunFolder) -> bool:
     """Return whether every planned unit has been tried."""
-    return len(folder.records(features=False)) >= sum(folder.expected.values())
+    return len(folder.records(features=False)) >= folder.n_expected
 
 
 def _tested_counts(folders: Sequence[RunFolder]) -> set[int]:

@@ -130,6 +130,11 @@ class RunFolder:
         """Category, block set and strength -> number of planned units."""
         return self._run.expected
 
+    @property
+    def n_expected(self) -> int:
+        """Number of planned units."""
+        return sum(self.expected.values())
+
     @contextmanager
     def open_for_writing(
         self, notes: Mapping[str, Any] | None = None, plan: Iterable[UnitKey] = (), shard: Shard = SINGLE_SHARD

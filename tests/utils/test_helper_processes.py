@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -18,6 +21,7 @@ from riebench.errors import StoreError
 from riebench.utils.processes import helpers
 from riebench.utils.processes.helpers import apply_here, helper_processes
 
+Item = TypeVar("Item")
 LONG = 60.0
 """Seconds after which something that should end has not."""
 
@@ -37,6 +41,23 @@ def refuse(number: int, *, bad: tuple[int, ...]) -> int:
     return number
 
 
+def ignores_ctrl_c(number: int) -> tuple[bool, bool]:
+    """Say whether this is the process that was started first, and whether it ignores Ctrl-C."""
+    del number
+    time.sleep(0.2)
+    helps = multiprocessing.parent_process() is not None
+    return not helps, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def until_both_work(work: Callable[[], Iterable[Item]]) -> set[Item]:
+    """Repeat some work until its results are of two kinds: on a busy machine a helper is there late."""
+    found: set[Item] = set()
+    end = time.monotonic() + LONG
+    while len(found) < 2 and time.monotonic() < end:
+        found |= {*work()}
+    return found
+
+
 def end_helper(number: int, *, parent: int) -> int:
     if os.getpid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -52,11 +73,9 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
 def test_this_process_and_helpers_share_the_items() -> None:
     with helper_processes(True, count=1) as apply:
-        apply(square, [1, 2, 3], [1, 1, 1])  # the helper runs
-        found = apply(slow_place, list(range(12)), [1] * 12)
-    assert [number for number, _ in found] == list(range(12))
-    assert len({process for _, process in found}) == 2
-    assert os.getpid() in {process for _, process in found}
+        found = until_both_work(lambda: [process for _, process in apply(slow_place, list(range(6)), [1] * 6)])
+        assert [number for number, _ in apply(slow_place, list(range(6)), [1] * 6)] == list(range(6))
+    assert len(found) == 2 and os.getpid() in found
 
 
 @pytest.mark.parametrize("wanted, count", [(False, 3), (True, 0)])
@@ -124,14 +143,8 @@ def test_helpers_end_with_a_killed_program(tmp_path: Path) -> None:
 def test_helpers_leave_ctrl_c_to_the_process_that_was_started_by_hand() -> None:
     before = signal.getsignal(signal.SIGINT)
     with helper_processes(True, count=1) as apply:
-        (ignored,) = set(apply(partial(_handler_of, parent=os.getpid()), [1, 2, 3, 4, 5, 6], [1] * 6)) - {None}
-    assert ignored == int(signal.SIG_IGN) and signal.getsignal(signal.SIGINT) is before
-
-
-def _handler_of(number: int, *, parent: int) -> int | None:
-    del number
-    time.sleep(0.2)
-    return None if os.getpid() == parent else int(signal.getsignal(signal.SIGINT))  # type: ignore[arg-type]
+        found = until_both_work(lambda: apply(ignores_ctrl_c, [1, 2, 3, 4, 5, 6], [1] * 6))
+    assert found == {(True, False), (False, True)} and signal.getsignal(signal.SIGINT) is before
 
 
 def test_there_are_no_more_helpers_than_cores_left(monkeypatch: pytest.MonkeyPatch) -> None:

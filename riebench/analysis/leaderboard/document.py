@@ -62,7 +62,7 @@ def make_leaderboard(results: Path, *, apply: Apply = apply_here) -> Leaderboard
         for folder in folders
         if DEFAULT in profiles[place] and folder.spec.setting.group not in GROUPS
     ]
-    read = dict(zip(methods, apply(_read_whole, methods, [sum(one.expected.values()) for one in methods]), strict=True))
+    read = dict(zip(methods, apply(_read_whole, methods, [one.n_expected for one in methods]), strict=True))
     for (suite, model), folders in groups.items():
         for profile in profiles[suite, model]:
             if profile == DEFAULT:

@@ -189,7 +189,7 @@ def read_effects(
     patches: dict[str, Cells] = {}
     folders = {folder.path: folder for folder in (*runs, *patch) if counted(folder.spec.setting)[0] is not None}
     read = partial(configurations, extra=(SELECTIVITY,), features=False)
-    sizes = [sum(folder.expected.values()) for folder in folders.values()]
+    sizes = [folder.n_expected for folder in folders.values()]
     for folder, of_run in zip(folders.values(), apply(read, [*folders.values()], sizes), strict=True):
         kind, count = counted(folder.spec.setting)
         for configuration in of_run:

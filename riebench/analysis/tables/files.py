@@ -138,7 +138,7 @@ def read_models(
     of_edits = profile in (None, DEFAULT)
     asked = [(folder, profiles[place], of_edits) for place, its in groups.items() for folder in its]
     # Those of all models at once, so that no process waits between two of them.
-    found = iter(apply(_read, asked, [sum(folder.expected.values()) for folder, _, _ in asked]))
+    found = iter(apply(_read, asked, [folder.n_expected for folder, _, _ in asked]))
     return [
         ModelNumbers(place, profiles[place], of_edits, tuple(islice(found, len(groups[place])))) for place in groups
     ]
