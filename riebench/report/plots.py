@@ -210,7 +210,7 @@ def budget_gains(group: Group, lines: Sequence[Line]) -> dict[str, float]:
     if not comparison.examples.ids:
         return {}
     found = {entry.name: comparison.trade_off(entry) for entry in made}
-    return {name: one.area.part(slice(0, 1)).mean().item() for name, one in found.items() if one is not None}
+    return {name: one.area.observed.mean().item() for name, one in found.items() if one is not None}
 
 
 def trade_off(group: Group, prefix: str, title: str) -> Plot | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riebench.analysis.configurations import (
     Origin,
@@ -180,21 +181,25 @@ class MethodComparison:
         pairs = {(c, k) for c, k in zip(self.examples.categories, self.examples.clusters, strict=True)}
         return min(Counter(category for category, _ in pairs).values(), default=0)
 
-    def trade_off(self, entry: Entry, read: str = GAIN, category: str | None = None) -> TradeOff | None:
+    def trade_off(
+        self, entry: Entry, read: str = GAIN, category: str | None = None, choice: NDArray[np.intp] | None = None
+    ) -> TradeOff | None:
         """Compute an entry's trade-off in every replicate; None if it lacks a number.
 
         Args:
             entry: the method.
             read: the metric that is read where `GAIN` has chosen.
             category: reads this one alone, at what was chosen on all.
+            choice: what `GAIN` has chosen, if that is known (`TradeOff.choice`).
         """
         gains = entry.values(GAIN, self.examples)
         other = gains if read == GAIN else entry.values(read, self.examples)
-        return None if gains is None or other is None else self.cross_fit(entry, gains, other, category)
+        return None if gains is None or other is None else self.cross_fit(entry, gains, other, category, choice)
 
     def cross_fit(
-        self, entry: Entry, gains: Floats, read: Floats | None = None, category: str | None = None
-    ) -> TradeOff | None:
+        self, entry: Entry, gains: Floats, read: Floats | None = None, category: str | None = None,
+        choice: NDArray[np.intp] | None = None,
+    ) -> TradeOff | None:  # fmt: skip
         """Compute an entry's trade-off by numbers of another kind; None without LPIPS.
 
         Args:
@@ -202,6 +207,7 @@ class MethodComparison:
             gains: [E, configurations], by which the level is chosen.
             read: what is read there, if not `gains`.
             category: reads this one alone.
+            choice: see `trade_off`.
         """
         distances = entry.values(DISTANCE, self.examples)
         if distances is None:
@@ -209,7 +215,9 @@ class MethodComparison:
         curves = along_curves(distances, [configuration.setting for configuration in entry.configurations])
         if entry.method == BEST_STRENGTH:
             return best_per_example(distances, gains, self.examples, self.weights, curves, read=read)
-        return cross_fit(distances, gains, self.examples, self.weights, curves, read=read, category=category)
+        return cross_fit(
+            distances, gains, self.examples, self.weights, curves, read=read, category=category, choice=choice
+        )
 
     def estimate(self, found: Replicates) -> Estimate:
         """Return a number with its interval."""
@@ -233,7 +241,8 @@ class MethodComparison:
 
         They are there for all entries that it measured whole.
         """
-        found = {entry: self.trade_off(entry, SECOND) for entry in self.trade_offs if entry.has_second}
+        choices = {entry: one.choice for entry, one in self.trade_offs.items() if entry.has_second}
+        found = {entry: self.trade_off(entry, SECOND, choice=choice) for entry, choice in choices.items()}
         return {entry: one for entry, one in found.items() if one is not None}
 
     def standings(self) -> list[Standing]:
@@ -262,7 +271,7 @@ class MethodComparison:
             entry,
             group=self._ranks.get(entry),
             area=self.estimate(found.area.replicates),
-            micro=float(found.area.part(slice(0, 1)).mean()),
+            micro=float(found.area.observed.mean()),
             completion=None if far_end is None else self.estimate(found.area.over(far_end)),
             realised=found.realised,
             second=None if second is None else self.estimate(second.area.replicates),
@@ -424,7 +433,9 @@ class MethodComparison:
             if e is not reference and e.scorer == reference.scorer
             and not (confirmed and e.second_scorer != reference.second_scorer)
         }  # fmt: skip
-        found = {place: (areas[entry] - areas[reference]).replicates for place, entry in known.items()}
+        compared = {reference.place: reference, **known}
+        paired = paired_differences({place: areas[entry] for place, entry in compared.items()}, reference.place)
+        found = {place: difference for (place, _), difference in paired.items()}
         adjusted = step_down(found)
         return {
             known[place]: (one.mean, adjusted[place], POWER_FACTOR * float(one.errors[0]))

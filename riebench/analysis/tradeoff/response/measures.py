@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from riebench.analysis.configurations import FAR
 from riebench.analysis.standings import DISTANCE, GAIN, SAME_LEVEL, MethodComparison
 from riebench.analysis.stats import Estimate, estimate, percentile_interval
-from riebench.analysis.tradeoff.area import SampleMean, budget_means, macro_means
+from riebench.analysis.tradeoff.area import budget_means
+from riebench.analysis.tradeoff.means import SampleMean, macro_means
 from riebench.analysis.tradeoff.response.curves import ArtifactRule, CurveSet, ResponseCurve
 
 Floats = NDArray[np.float64]
