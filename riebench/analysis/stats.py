@@ -297,12 +297,13 @@ def _ratio_replicates(totals: Floats, sizes: Floats, counts: Floats, middle: flo
     with np.errstate(over="ignore", invalid="ignore"):
         drawn, squares = np.stack([totals, totals**2]) @ counts.T
         mean = drawn / weight
-        sized = drawn if single else counts @ (totals * sizes)
-        squares -= 2 * mean * sized
-        squares += mean**2 * (weight if single else counts @ sizes**2)
+        if single:
+            squares -= np.multiply(drawn, mean, out=drawn)
+        else:
+            squares -= 2 * mean * (counts @ (totals * sizes))
+            squares += mean**2 * (counts @ sizes**2)
         variances = np.maximum(squares, 0, out=squares)
-        variances *= n / (n - 1)
-        variances /= weight**2
+        variances *= n / (n - 1) / weight**2
         # What is left of equal values is rounding.
         if not math.sqrt(variances.min()) >= ROUNDING * (abs(middle) + np.abs(mean).max()):
             variances[np.sqrt(variances) < ROUNDING * (abs(middle) + np.abs(mean))] = 0

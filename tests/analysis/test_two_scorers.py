@@ -127,7 +127,7 @@ def test_the_best_place_of_each_example_is_read_inside_every_budget() -> None:
         for row in range(n):
             within = [v for d, v in zip(path[row], values[row], strict=True) if d <= budget]
             expected[row] += max([*within, float(np.interp(budget, path[row], values[row]))]) / len(BUDGETS)
-    assert found.area.part(slice(0, 1))[0] == pytest.approx(expected)
+    assert found.area.observed == pytest.approx(expected)
     assert 0 < found.realised <= BUDGETS[-1]
     # What chose is what gained: another's noise at the same places is none, and so is a choice by other examples.
     assert abs(best_per_example(distances, gains, examples, weights, read=other).area.values[0]) < 0.3

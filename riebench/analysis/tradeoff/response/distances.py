@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riebench.analysis.configurations import FAR, FAR_BEFORE, Configuration, configurations
 from riebench.analysis.stats import Floats, estimate, macro_mean
@@ -112,12 +114,13 @@ def _rows(
     for (record, _), far in zip(members, means[:, NUMBERS.index("far")].tolist(), strict=True):
         values.setdefault(record.key.category, {}).setdefault(record.key.example_id, []).append(far)
     far_share = estimate(values, configuration.clusters, bounds=(0.0, None))
-    rows = []
+    rows, whole = [], _Grouping.of(members)
     tables: list[tuple[int | str, Floats]] = [(ALL_STEPS, means), *zip(steps, np.moveaxis(numbers, 2, 0), strict=True)]
     for at, (step, of_step) in enumerate(tables):
         if at != 1 or len(steps) > 1:  # a single step is all steps
             there = ~np.isnan(of_step[:, 0])
-            norm, distance, far, before = _macro_means(list(compress(members, there)), of_step[there])
+            grouping = whole if there.all() else _Grouping.of(compress(members, there))
+            norm, distance, far, before = grouping.macro_means(of_step[there])
         ends = (far_share.low, far_share.high) if step == ALL_STEPS else (None, None)
         rows.append(DistanceRow(
             setting, configuration.block_set, configuration.strength, block, step, reference,
@@ -144,22 +147,39 @@ def _numbers(members: Sequence[tuple[EditRecord, BlockDistribution]], steps: Seq
     return found
 
 
-def _macro_means(members: Sequence[tuple[EditRecord, BlockDistribution]], numbers: Floats) -> list[float]:
-    """Compute `macro_mean` of several numbers at once.
+class _Grouping(NamedTuple):
+    """Edits of one example, and examples of one category, beside each other.
 
-    Args:
-        members: the edits, those of one category and those of one example beside each other.
-        numbers: [edits, numbers].
+    Attributes:
+        starts: place of the first edit of each example.
+        sizes: edits of each example.
+        ends: of each category, how many examples it and those before have.
     """
-    places = [(record.key.category, record.key.example_id) for record, _ in members]
-    starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1]]
-    sizes = np.diff([*starts, len(places)])
-    # One row for each number, so that a category's examples are added as those of a single number are.
-    examples = np.ascontiguousarray((np.add.reduceat(numbers, starts, axis=0) / sizes[:, None]).T)
-    names = [places[start][0] for start in starts]
-    ends = [at for at, name in enumerate(names, 1) if at == len(names) or name != names[at]]
-    categories = [examples[:, start:end].mean(axis=1) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return np.stack(categories, axis=1).mean(axis=1).tolist()
+
+    starts: list[int]
+    sizes: NDArray[np.intp]
+    ends: list[int]
+
+    @classmethod
+    def of(cls, members: Iterable[tuple[EditRecord, BlockDistribution]]) -> _Grouping:
+        """Group edits, those of one category and of one example beside each other."""
+        places = [(record.key.category, record.key.example_id) for record, _ in members]
+        starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1]]
+        names = [places[start][0] for start in starts]
+        ends = [at for at, name in enumerate(names, 1) if at == len(names) or name != names[at]]
+        return cls(starts, np.diff([*starts, len(places)]), ends)
+
+    def macro_means(self, numbers: Floats) -> list[float]:
+        """Compute `macro_mean` of several numbers at once.
+
+        Args:
+            numbers: [edits, numbers].
+        """
+        # One row for each number, so that a category's examples are added as those of a single number are.
+        examples = np.ascontiguousarray((np.add.reduceat(numbers, self.starts, axis=0) / self.sizes[:, None]).T)
+        first = [0, *self.ends[:-1]]
+        categories = [examples[:, start:end].mean(axis=1) for start, end in zip(first, self.ends, strict=True)]
+        return np.stack(categories, axis=1).mean(axis=1).tolist()
 
 
 def distance_table(rows: Sequence[DistanceRow]) -> tuple[Document, str] | None:
