@@ -13,7 +13,7 @@ from PIL import Image
 
 from riebench.errors import RiebenchError
 from riebench.scoring.metrics.base import UNREADABLE
-from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL
+from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, Values
 from riebench.toyworld.networks.judging.damage import LabelledPool
 from riebench.toyworld.render import SIZE
 
@@ -55,8 +55,12 @@ def is_held_out(example: str) -> bool:
     return int(hashlib.sha1(example.encode(), usedforsecurity=False).hexdigest(), 16) % PARTS == CALIBRATION_PART
 
 
-def read_labelled(folder: Path) -> LabelledPictures:
+def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPictures:
     """Read labelled pictures: `pictures.webp`, row by row, and `labels.csv`.
+
+    Args:
+        folder: with both files.
+        attributes: of the world that the pictures show.
 
     Raises:
         RiebenchError: if a file is missing or a label is no value of its attribute.
@@ -67,7 +71,7 @@ def read_labelled(folder: Path) -> LabelledPictures:
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        for name, values in ATTRIBUTES.items():
+        for name, values in attributes.items():
             if row.get(name) not in (*values, UNREADABLE):
                 raise RiebenchError(
                     f"{folder / 'labels.csv'}, picture {row.get('picture')}: {name} must be {', '.join(values)} or "
@@ -78,6 +82,6 @@ def read_labelled(folder: Path) -> LabelledPictures:
     images = np.ascontiguousarray(tiles.reshape(-1, SIZE, SIZE, 3)[: len(rows)])
     return LabelledPictures(
         images,
-        [{name: row[name] for name in ATTRIBUTES} for row in rows],
-        [{key: value for key, value in row.items() if key not in ATTRIBUTES} for row in rows],
+        [{name: row[name] for name in attributes} for row in rows],
+        [{key: value for key, value in row.items() if key not in attributes} for row in rows],
     )
