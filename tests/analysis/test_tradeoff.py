@@ -163,6 +163,18 @@ def test_cross_fitting_reads_the_half_it_did_not_choose_on() -> None:
     assert found.realised == pytest.approx(0.095)
 
 
+def test_a_choice_that_is_known_is_read_and_not_made_again() -> None:
+    rng = np.random.default_rng(4)
+    some = examples()
+    far, gain, other = (rng.random((len(some.ids), 3)) * scale for scale in (0.5, 1.0, 2.0))
+    drawn = weights(some, 60)
+    found = cross_fit(far, gain, some, drawn, read=other)
+    assert len(np.unique(found.choice)) > 1
+    again = cross_fit(far, np.full_like(gain, np.nan), some, drawn, read=other, choice=found.choice)
+    assert np.array_equal(again.area.values, found.area.values) and again.realised == found.realised
+    assert again.choice is found.choice
+
+
 def test_order_of_rows_and_other_methods_change_nothing() -> None:
     rng = np.random.default_rng(0)
     names = {f"c{c}-{i}": f"cat{c}" for c in range(3) for i in range(7)}
