@@ -29,6 +29,7 @@ from riebench.store.sae_figures import SAE_FIGURES_FILE
 from riebench.store.scores import ScoreColumns
 from riebench.store.shared import MODEL_FILE, SHARED_NAME
 from riebench.utils.files import write_atomic
+from riebench.utils.processes.helpers import Apply, apply_here
 
 Say = Callable[[str], None]
 
@@ -207,6 +208,7 @@ def publish_all(
     *,
     replace: bool = False,
     check: Callable[[Path], None] | None = None,
+    apply: Apply = apply_here,
 ) -> list[Published]:
     """Publish runs, and make the tables and the leaderboard anew.
 
@@ -217,6 +219,7 @@ def publish_all(
         say: function that prints a line for people.
         replace: see `publish`.
         check: raises an error if a run does not hold what it claims; nothing is written before all were checked.
+        apply: reads the run folders for tables and leaderboard.
 
     Returns:
         What was written.
@@ -233,6 +236,6 @@ def publish_all(
         made.append(publish(run, results, replace=replace))
         say(made[-1].summary)
     groups = {one.path.parent for one in made}
-    write_tables(folder for folder in find_run_folders(results) if folder.path.parent in groups)
-    write_leaderboard(results, board)
+    write_tables((folder for folder in find_run_folders(results) if folder.path.parent in groups), apply=apply)
+    write_leaderboard(results, board, apply=apply)
     return made

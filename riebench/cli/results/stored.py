@@ -233,7 +233,10 @@ def publish(
     refuse_remote(results)
     folder = results
     board = documents_folder(folder) / "leaderboard.md"
-    made = publish_all(find_runs(runs), folder, board, say, replace=replace, check=check if verify else None)
+    with _helpers(folder, "riebench.analysis.leaderboard") as apply:
+        made = publish_all(
+            find_runs(runs), folder, board, say, replace=replace, check=check if verify else None, apply=apply
+        )
     for one in made:
         print_line(one.path)
     if push_to is not None:
