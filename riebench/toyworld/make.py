@@ -31,8 +31,8 @@ from riebench.toyworld.networks.dit import autoencoder, pipeline
 from riebench.toyworld.networks.dit import training as dit_training
 from riebench.toyworld.networks.dit.transformer import BLOCKS
 from riebench.toyworld.networks.judging import training as judge
-from riebench.toyworld.networks.judging.damage import damaged_pool, decoded_pool, held_out_pool
-from riebench.toyworld.networks.judging.edited import Origin, edited_pool, unedited_pools
+from riebench.toyworld.networks.judging.damage import damaged_pool, decoded_pool
+from riebench.toyworld.networks.judging.edited import SECOND, Origin, edited_pool, unedited_pools
 from riebench.toyworld.networks.judging.labelled import read_labelled
 from riebench.toyworld.networks.loop import Stage, TrainingFolderError, fit, write_atomically
 from riebench.toyworld.networks.mixed import training as mixed_training
@@ -369,18 +369,28 @@ def _mixed(context: _StageContext) -> None:
 
 
 def _mixed_judge(context: _StageContext) -> None:
-    if context.labelled is None:
-        raise RiebenchError(f"the judge learns from pictures labelled by eye too: {LABELLED_HINT}")
-    by_eye, calibration = read_labelled(context.labelled).pools()
-    autoencoder, config = context.shipped_vae(), judge.WIDE_CONFIG
+    if context.edited is None or context.labelled is None:
+        raise RiebenchError(
+            "the judge learns from edited pictures: make some with `riebench run --settings-set sweep --suite "
+            "toy-mixed --results RUNS`, then name that folder with --edited RUNS, and those labelled by eye: "
+            + LABELLED_HINT
+        )
+    by_eye, _ = read_labelled(context.labelled).pools()
+    own_by_eye, calibration = read_labelled(context.labelled / "mixed", WIDE_ATTRIBUTES).pools()
+    edited = edited_pool(context.edited, context.leave_out, SECOND)
+    unedited, held_out = unedited_pools(context.edited, context.leave_out, SECOND)
+    config = judge.WIDE_CONFIG
     whole = judge.first_half(context.wide_pool)
     damaged = damaged_pool(
         context.work, context.shipped("toy-turbo") / "vae", config["damaged"], config["seed"], held_out=False, wide=True
     )  # fmt: skip
-    decoded = decoded_pool(whole, autoencoder)
-    sources = {"damaged_share": damaged, "by_eye_share": by_eye, "decoded_share": decoded, "": whole}
+    decoded = decoded_pool(whole, context.shipped_vae())
+    sources = {
+        "damaged_share": damaged, "by_eye_share": by_eye, "own_by_eye_share": own_by_eye, "edited_share": edited,
+        "unedited_share": unedited, "decoded_share": decoded, "": whole,
+    }  # fmt: skip
     network = judge.train_wide(sources, context.shipped("judge"), context.work, context.device).cpu()
-    judge.calibrate(network, calibration, decoded_pool(held_out_pool(WIDE_ATTRIBUTES), autoencoder))
+    judge.calibrate(network, calibration, held_out)
     judge.save(network, context.clear_asset("judge-mixed"))
 
 

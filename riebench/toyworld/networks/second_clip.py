@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
     "steps": 3600, "batch": 96, "learning_rate": 2e-3, "seed": SEED, "reach": 8, "fewer_moved": 3000,
 }  # fmt: skip
 """`fewer_moved`: step from which fewer pictures are moved against the network, which costs it some sharpness."""
-WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 2000, "pictures": 16_000, "seed": SEED + 1, "fewer_moved": 1700}
+WIDE_CONFIG: dict[str, Any] = {**CONFIG, "steps": 5000, "pictures": 16_000, "seed": SEED + 1, "fewer_moved": 4200}
 """That of the second world's second CLIP, which starts from the first's; `pictures` of its own are rendered for it."""
 EMBED_DIM = 64
 POOL_SIZE = 12_000

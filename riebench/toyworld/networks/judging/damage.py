@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, WIDE_ATTRIBUTES, Values
-from riebench.toyworld.data import held_out_scenes
 from riebench.toyworld.networks.vae import encode
 from riebench.toyworld.render import COLORS, SIZE, Rendering, render, render_background
 from riebench.toyworld.scenes import Scene, is_held_out, random_scene
@@ -425,8 +424,6 @@ def _variant(scene: Scene, rng: random.Random, held_out: bool, values: Values) -
 
 CHUNK = 250
 """Pictures that one worker makes at a time."""
-CALIBRATED, CALIBRATION_SEED = 500, 9_100_000
-"""Number and seed of the pictures without damage that a judge is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -473,13 +470,6 @@ def decoded_pool(pool: LabelledPool, vae: AutoencoderKL) -> LabelledPool:
     """Return the same pictures as the autoencoder reproduces them."""
     parts = [through_autoencoder(vae, pool.images[i : i + CHUNK]) for i in range(0, len(pool.images), CHUNK)]
     return LabelledPool(np.concatenate(parts), pool.labels)
-
-
-def held_out_pool(values: Values) -> LabelledPool:
-    """Render scenes of a world that nothing is trained on, to calibrate its judge."""
-    scenes = held_out_scenes(CALIBRATED, CALIBRATION_SEED, values)
-    images = np.stack([render(scene, CALIBRATION_SEED + i).image for i, scene in enumerate(scenes)])
-    return LabelledPool(images, np.array([scene.labels() for scene in scenes], dtype=np.int8))
 
 
 @lru_cache(maxsize=2)

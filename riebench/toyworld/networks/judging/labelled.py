@@ -14,7 +14,7 @@ from PIL import Image
 from riebench.errors import RiebenchError
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, UNREADABLE_LABEL, Values
-from riebench.toyworld.networks.judging.damage import LabelledPool
+from riebench.toyworld.networks.judging.damage import NO_LABEL, LabelledPool
 from riebench.toyworld.render import SIZE
 
 PARTS = 4
@@ -30,24 +30,36 @@ class LabelledPictures:
         images: uint8 [N, 64, 64, 3].
         labels: for each picture attribute -> value or `UNREADABLE`.
         origins: for each picture where it comes from: setting, example, seed, blocks, strength.
+        values: those of the world that the pictures show.
+        second: labels by a second labeller, if there are any.
     """
 
     images: NDArray[np.uint8]
     labels: list[dict[str, str]]
     origins: list[dict[str, str]]
+    values: Values
+    second: list[dict[str, str]] | None = None
 
     def pools(self) -> tuple[LabelledPool, LabelledPool]:
-        """Return pictures to train on, and others, of other examples, to calibrate on."""
-        labels = np.array([[_label(name, one[name]) for name in ATTRIBUTES] for one in self.labels], dtype=np.int8)
+        """Return pictures to train on, and others, of other examples, to calibrate on.
+
+        Where two labellers differ there is nothing to learn, and a judge should say "unreadable".
+        """
+        labels = self._labels(self.labels)
         held_out = np.array([is_held_out(origin["example"]) for origin in self.origins])
+        if self.second is not None:
+            doubtful = np.where(held_out, UNREADABLE_LABEL, NO_LABEL)[:, None]
+            labels = np.where(labels == self._labels(self.second), labels, doubtful).astype(np.int8)
         return (
             LabelledPool(self.images[~held_out], labels[~held_out]),
             LabelledPool(self.images[held_out], labels[held_out]),
         )
 
-
-def _label(name: str, value: str) -> int:
-    return UNREADABLE_LABEL if value == UNREADABLE else ATTRIBUTES[name].index(value)
+    def _labels(self, rows: list[dict[str, str]]) -> NDArray[np.int8]:
+        known = {name: (*some, UNREADABLE) for name, some in self.values.items()}
+        labels = [[known[name].index(one[name]) for name in self.values] for one in rows]
+        last = [len(some) for some in self.values.values()]
+        return np.where(np.array(labels) == last, UNREADABLE_LABEL, labels).astype(np.int8)
 
 
 def is_held_out(example: str) -> bool:
@@ -56,10 +68,13 @@ def is_held_out(example: str) -> bool:
 
 
 def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPictures:
-    """Read labelled pictures: `pictures.webp`, row by row, and `labels.csv`.
+    """Read pictures labelled by eye.
+
+    They lie in `pictures.webp`, row by row; `labels.csv` has their labels, and `second.csv` those of a second labeller,
+    if there is one.
 
     Args:
-        folder: with both files.
+        folder: with these files.
         attributes: of the world that the pictures show.
 
     Raises:
@@ -68,15 +83,10 @@ def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPict
     for name in ("labels.csv", "pictures.webp"):
         if not (folder / name).is_file():
             raise RiebenchError(f"{folder / name} is missing: name a folder such as benchmarks/labelled/training")
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        for name, values in attributes.items():
-            if row.get(name) not in (*values, UNREADABLE):
-                raise RiebenchError(
-                    f"{folder / 'labels.csv'}, picture {row.get('picture')}: {name} must be {', '.join(values)} or "
-                    f"{UNREADABLE}, not {row.get(name)!r}"
-                )
+    rows = _rows(folder / "labels.csv", attributes)
+    second = _rows(folder / "second.csv", attributes) if (folder / "second.csv").is_file() else None
+    if second is not None and len(second) != len(rows):
+        raise RiebenchError(f"{folder / 'second.csv'} must have the {len(rows)} rows of labels.csv, not {len(second)}")
     sheet = np.asarray(Image.open(folder / "pictures.webp").convert("RGB"))
     tiles = sheet.reshape(sheet.shape[0] // SIZE, SIZE, sheet.shape[1] // SIZE, SIZE, 3).swapaxes(1, 2)
     images = np.ascontiguousarray(tiles.reshape(-1, SIZE, SIZE, 3)[: len(rows)])
@@ -84,4 +94,19 @@ def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPict
         images,
         [{name: row[name] for name in attributes} for row in rows],
         [{key: value for key, value in row.items() if key not in attributes} for row in rows],
+        attributes,
+        None if second is None else [{name: row[name] for name in attributes} for row in second],
     )
+
+
+def _rows(path: Path, attributes: Values) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name, values in attributes.items():
+            if row.get(name) not in (*values, UNREADABLE):
+                raise RiebenchError(
+                    f"{path}, picture {row.get('picture')}: {name} must be {', '.join(values)} or {UNREADABLE}, not "
+                    f"{row.get(name)!r}"
+                )
+    return rows

@@ -54,8 +54,14 @@ WIDE_CONFIG: dict[str, Any] = {
     "steps": 900, "batch": 64, "damaged": 4_000, "damaged_share": 0.34, "by_eye_share": 0.125, "decoded_share": 0.3,
     "learning_rate": 1.5e-3, "seed": SEED + 4,
 }  # fmt: skip
-"""That of the second world's judge, which starts from the first's: `decoded_share` of a batch are renders that passed
-through the autoencoder, as the model's pictures do."""
+"""The first part of the second world's judge, which starts from the first's: `by_eye_share` of a batch are pictures of
+the first world, `decoded_share` renders that passed through the autoencoder, as the model's pictures do."""
+WIDE_EDITED_CONFIG: dict[str, Any] = {
+    "steps": 300, "batch": 64, "damaged_share": 0.156, "edited_share": 0.22, "own_by_eye_share": 0.22,
+    "unedited_share": 0.156, "decoded_share": 0.1, "learning_rate": 6e-4, "warmup": 30, "weight_decay": 0.02,
+    "ema_decay": 0.985, "mirrored": 0.25, "seed": SEED + 5,
+}  # fmt: skip
+"""Its second part: edited pictures of the second world's own model, labelled by code and by eye, and unedited ones."""
 IGNORED = -100
 """Class of an attribute without label: it adds nothing to the loss."""
 
@@ -129,7 +135,8 @@ def train_wide(sources: Mapping[str, LabelledPool], start: Path, work: Path, dev
     """Train the second world's judge from that of the first.
 
     Args:
-        sources: pictures by the name of their share in `WIDE_CONFIG`; those of the name "" fill the rest of a batch.
+        sources: pictures by the name of their share in `WIDE_CONFIG` and `WIDE_EDITED_CONFIG`; those of the name ""
+            fill the rest of a batch.
         start: folder of the first world's judge.
         work: folder for checkpoints and logs.
         device: trains there.
@@ -137,6 +144,7 @@ def train_wide(sources: Mapping[str, LabelledPool], start: Path, work: Path, dev
     torch.manual_seed(WIDE_CONFIG["seed"])
     network = widened(load_file(start / WEIGHTS)).to(device).to(memory_format=torch.channels_last)
     _train_part(network, sources, "mixed-judge", WIDE_CONFIG, work)
+    _train_part(network, sources, "mixed-judge-edited", WIDE_EDITED_CONFIG, work)
     return network
 
 
