@@ -8,7 +8,6 @@ first labels, and by those on which two labellers agree. How the pictures were c
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from riebench.analysis.tables import fill_parts
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge import identity
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, JUDGES, Judge
-from riebench.toyworld.networks.judging.labelled import read_labelled
+from riebench.toyworld.networks.judging.labelled import DOUBTFUL, read_labelled
 
 FOLDER = Path(__file__).parent / "labelled"
 RESULTS = Path(__file__).parent / "results"
@@ -39,32 +38,6 @@ REPLICATES = 2000
 
 Readings = Sequence[dict[str, str]]
 """For each picture attribute -> value or `UNREADABLE`."""
-
-
-DOUBTFUL = "doubtful"
-"""Label on which two labellers do not agree; what is read there is neither right nor wrong."""
-
-
-def second_labels(folder: Path = FOLDER) -> list[dict[str, str]]:
-    """Read the second labeller's labels.
-
-    Where material was looked at twice it is doubtful if the two differ.
-    """
-    with (folder / "second.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    labels = [{name: row[name] for name in ATTRIBUTES} for row in rows]
-    for label, row in zip(labels, rows, strict=True):
-        if row.get("material_again", row["material"]) != row["material"]:
-            label["material"] = DOUBTFUL
-    return labels
-
-
-def agreed_labels(first: Readings, second: Readings) -> list[dict[str, str]]:
-    """Return the labels of two labellers where they agree, and `DOUBTFUL` where they do not."""
-    return [
-        {name: one[name] if one[name] == other[name] else DOUBTFUL for name in ATTRIBUTES}
-        for one, other in zip(first, second, strict=True)
-    ]
 
 
 def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> dict[str, float]:
@@ -129,12 +102,12 @@ def measure(name: str) -> dict[str, Any]:
         the second labeller is taken for a judge and the first labels for the truth.
     """
     pictures = read_labelled(PICTURES[name], JUDGES[name])
-    second = second_labels(PICTURES[name])
+    second = pictures.second or []
     found = Judge.load(name).read(pictures.images)
     read = [{name: UNREADABLE if one[name] == DOUBTFUL else one[name] for name in ATTRIBUTES} for one in second]
     return {
         "judge": identity(name), "first": compare(pictures.labels, found),
-        "agreed": compare(agreed_labels(pictures.labels, second), found), "second": compare(pictures.labels, read),
+        "agreed": compare(pictures.agreed(), found), "second": compare(pictures.labels, read),
     }  # fmt: skip
 
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.judge import (
-    DOUBTFUL,
-    FOLDER,
-    PICTURES,
-    agreed_labels,
-    compare,
-    fill_document,
-    measure,
-    second_labels,
-    stored,
-)
+from benchmarks.judge import FOLDER, PICTURES, compare, fill_document, measure, stored
 from riebench.scoring.metrics.base import UNREADABLE
 from riebench.scoring.metrics.judge_network import ATTRIBUTES, JUDGES
-from riebench.toyworld.networks.judging.labelled import read_labelled
+from riebench.toyworld.networks.judging.labelled import DOUBTFUL, read_labelled
 
 
 def test_the_judge_is_less_often_wrong_than_the_earlier_one() -> None:
@@ -41,22 +33,24 @@ def test_labels_are_complete(name: str, count: int, settings: int) -> None:
     for label in pictures.labels:
         assert all(label[attribute] in (*values, UNREADABLE) for attribute, values in JUDGES[name].items())
     assert len({one["setting"] for one in pictures.origins}) == settings
-    second = second_labels(PICTURES[name])
+    second = pictures.second
+    assert second is not None
     for label in second:
         assert all(label[attribute] in (*values, UNREADABLE, DOUBTFUL) for attribute, values in JUDGES[name].items())
     assert len(second) == count and second != pictures.labels
 
 
 def test_what_two_labellers_do_not_agree_on_counts_for_neither_side() -> None:
-    pictures, second = read_labelled(FOLDER), second_labels()
-    assert any(label["material"] == DOUBTFUL for label in second)
+    pictures = read_labelled(FOLDER)
+    assert any(label["material"] == DOUBTFUL for label in pictures.second or ())
     label = {name: values[1] for name, values in ATTRIBUTES.items()}
-    agreed = agreed_labels([label, label], [label | {"object": UNREADABLE}, label | {"pose": DOUBTFUL}])
+    second = [label | {"object": UNREADABLE}, label | {"pose": DOUBTFUL}]
+    agreed = replace(pictures, labels=[label, label], second=second).agreed()
     assert [sum(value == DOUBTFUL for value in one.values()) for one in agreed] == [1, 1]
     shares = compare(agreed, [label | {"color": "red"}, label])
     assert shares["errors"]["of"] == 14 and shares["errors"]["percent"] == pytest.approx(7.1)
     assert shares["read_of_readable"]["of"] == 14 and shares["unreadable_found"]["of"] == 0
-    doubtful = sum(value == DOUBTFUL for one in agreed_labels(pictures.labels, second) for value in one.values())
+    doubtful = sum(value == DOUBTFUL for one in pictures.agreed() for value in one.values())
     assert 100 < doubtful < 300
 
 

@@ -20,6 +20,8 @@ from riebench.toyworld.render import SIZE
 PARTS = 4
 """Examples are split into this many parts by their name; one of them, with all its pictures, is for calibration."""
 CALIBRATION_PART = 2
+DOUBTFUL = "doubtful"
+"""Label on which looks differ: those of two labellers, or two of one labeller."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LabelledPictures:
         labels: for each picture attribute -> value or `UNREADABLE`.
         origins: for each picture where it comes from: setting, example, seed, blocks, strength.
         values: those of the world that the pictures show.
-        second: labels by a second labeller, if there are any.
+        second: for each picture attribute -> value, `UNREADABLE` or `DOUBTFUL` by a second labeller, if there is one.
     """
 
     images: NDArray[np.uint8]
@@ -40,26 +42,32 @@ class LabelledPictures:
     values: Values
     second: list[dict[str, str]] | None = None
 
+    def agreed(self) -> list[dict[str, str]]:
+        """Return the labels, and `DOUBTFUL` where a second labeller gave another."""
+        if self.second is None:
+            return self.labels
+        return [
+            {name: one[name] if one[name] == other[name] else DOUBTFUL for name in self.values}
+            for one, other in zip(self.labels, self.second, strict=True)
+        ]
+
     def pools(self) -> tuple[LabelledPool, LabelledPool]:
         """Return pictures to train on, and others, of other examples, to calibrate on.
 
-        Where two labellers differ there is nothing to learn, and a judge should say "unreadable".
+        Where labels are doubtful there is nothing to learn, and a judge should say "unreadable".
         """
-        labels = self._labels(self.labels)
+        labels = np.array([[self._label(*item) for item in one.items()] for one in self.agreed()], dtype=np.int8)
         held_out = np.array([is_held_out(origin["example"]) for origin in self.origins])
-        if self.second is not None:
-            doubtful = np.where(held_out, UNREADABLE_LABEL, NO_LABEL)[:, None]
-            labels = np.where(labels == self._labels(self.second), labels, doubtful).astype(np.int8)
+        wanted = np.where(labels == NO_LABEL, UNREADABLE_LABEL, labels).astype(np.int8)
         return (
             LabelledPool(self.images[~held_out], labels[~held_out]),
-            LabelledPool(self.images[held_out], labels[held_out]),
+            LabelledPool(self.images[held_out], wanted[held_out]),
         )
 
-    def _labels(self, rows: list[dict[str, str]]) -> NDArray[np.int8]:
-        known = {name: (*some, UNREADABLE) for name, some in self.values.items()}
-        labels = [[known[name].index(one[name]) for name in self.values] for one in rows]
-        last = [len(some) for some in self.values.values()]
-        return np.where(np.array(labels) == last, UNREADABLE_LABEL, labels).astype(np.int8)
+    def _label(self, name: str, value: str) -> int:
+        if value == DOUBTFUL:
+            return NO_LABEL
+        return UNREADABLE_LABEL if value == UNREADABLE else self.values[name].index(value)
 
 
 def is_held_out(example: str) -> bool:
@@ -71,7 +79,7 @@ def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPict
     """Read pictures labelled by eye.
 
     They lie in `pictures.webp`, row by row; `labels.csv` has their labels, and `second.csv` those of a second labeller,
-    if there is one.
+    if there is one. A column such as `material_again` holds the labels of a second look.
 
     Args:
         folder: with these files.
@@ -95,7 +103,7 @@ def read_labelled(folder: Path, attributes: Values = ATTRIBUTES) -> LabelledPict
         [{name: row[name] for name in attributes} for row in rows],
         [{key: value for key, value in row.items() if key not in attributes} for row in rows],
         attributes,
-        None if second is None else [{name: row[name] for name in attributes} for row in second],
+        None if second is None else [{name: _of_two_looks(row, name) for name in attributes} for row in second],
     )
 
 
@@ -110,3 +118,7 @@ def _rows(path: Path, attributes: Values) -> list[dict[str, str]]:
                     f"{row.get(name)!r}"
                 )
     return rows
+
+
+def _of_two_looks(row: dict[str, str], name: str) -> str:
+    return row[name] if row.get(f"{name}_again", row[name]) == row[name] else DOUBTFUL
